@@ -1,0 +1,62 @@
+"""What can go wrong, as types: each knows its one line for the user and its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class K1Error(Exception):
+    """Base of the errors that are shown to the user as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UserError(K1Error):
+    """A value that cannot be used.
+
+    Args:
+        field: name of the field of :class:`~kandinsky5.request.GenerationRequest` or of the option.
+        given: what was received.
+        allowed: what would be accepted, or what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, given: object, allowed: str) -> None:
+        shown = repr(given)
+        shown = shown if len(shown) <= 120 else shown[:117] + "…" + shown[-1]
+        super().__init__(f"{field}: got {shown}; {allowed}")
+        self.field, self.given, self.allowed = field, given, allowed
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, object, str]]:
+        return type(self), (self.field, self.given, self.allowed)
+
+
+class CheckpointError(K1Error):
+    """A file of a model that is missing or unusable.
+
+    Args:
+        path: the file or folder that was looked at.
+        reason: what is wrong with it and what to do.
+    """
+
+    exit_code = 3
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class OutOfMemory(K1Error):
+    """Device or main memory ran out."""
+
+    exit_code = 4
+
+
+class Stopped(K1Error):
+    """The user stopped the job."""
+
+    exit_code = 5
