@@ -271,12 +271,8 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     }
     if request.width or request.height or not request.image:
         default_width, default_height = preset.sizes_px[0]
-        changes["width"] = _snapped(
-            "width", request.width or default_width, preset.multiple_px, notices
-        )
-        changes["height"] = _snapped(
-            "height", request.height or default_height, preset.multiple_px, notices
-        )
+        changes["width"] = _snapped("width", request.width or default_width, preset.multiple_px, notices)
+        changes["height"] = _snapped("height", request.height or default_height, preset.multiple_px, notices)
     return dataclasses.replace(request, **changes), tuple(notices)
 
 

@@ -106,9 +106,7 @@ def render(scene: Scene, frames: int, size_px: int) -> np.ndarray:
     return np.round(background + alphas * (colour - background)).astype(np.uint8)
 
 
-def coverage(
-    shape: str, centre: tuple[float, float], radius: float, size_px: int
-) -> np.ndarray:
+def coverage(shape: str, centre: tuple[float, float], radius: float, size_px: int) -> np.ndarray:
     """Share of each pixel that the shape covers, float32 [size_px, size_px] in [0, 1].
 
     ``centre`` and ``radius`` are in units of the side.

@@ -1,0 +1,1 @@
+"""Who holds what memory. Knows torch, not Kandinsky."""

@@ -31,9 +31,7 @@ class NablaParams:
 class AttentionEngine(Protocol):
     """Softmax attention over all keys: softmax(q·kᵀ/√head_dim)·v, per head."""
 
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend ``query`` [..., Sq, heads, d] over ``key``/``value`` [..., Sk, heads, d]."""
         ...
 
@@ -49,8 +47,6 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
         [..., Sq, heads, head_dim] in the query's dtype.
     """
     unbatched = query.dim() == 3
-    q, k, v = (
-        (t.unsqueeze(0) if unbatched else t).transpose(-3, -2) for t in (query, key, value)
-    )
+    q, k, v = ((t.unsqueeze(0) if unbatched else t).transpose(-3, -2) for t in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v).transpose(-3, -2)
     return out.squeeze(0) if unbatched else out

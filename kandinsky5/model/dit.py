@@ -86,9 +86,7 @@ class TextBlock(nn.Module):
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.text_modulation = Modulation(config.time_dim, config.model_dim, 6)
-        self.self_attention = Attention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
+        self.self_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(self, text: torch.Tensor, time_vector: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -106,12 +104,8 @@ class VisualBlock(nn.Module):
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.visual_modulation = Modulation(config.time_dim, config.model_dim, 9)
-        self.self_attention = Attention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
-        self.cross_attention = Attention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
+        self.self_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
+        self.cross_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(
@@ -152,18 +146,14 @@ class DiffusionTransformer3D(nn.Module):
         self.time_embeddings = TimeEmbeddings(config.model_dim, config.time_dim)
         self.text_embeddings = TextEmbeddings(config.in_text_dim, config.model_dim)
         self.pooled_text_embeddings = TextEmbeddings(config.in_text_dim2, config.time_dim)
-        self.visual_embeddings = VisualEmbeddings(
-            config.input_channels, config.model_dim, config.patch_size
-        )
+        self.visual_embeddings = VisualEmbeddings(config.input_channels, config.model_dim, config.patch_size)
         self.text_transformer_blocks = nn.ModuleList(
             TextBlock(config, attention, linear) for _ in range(config.num_text_blocks)
         )
         self.visual_transformer_blocks = nn.ModuleList(
             VisualBlock(config, attention, linear) for _ in range(config.num_visual_blocks)
         )
-        self.out_layer = OutLayer(
-            config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size
-        )
+        self.out_layer = OutLayer(config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size)
 
     def forward(
         self,

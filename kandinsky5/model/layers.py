@@ -55,9 +55,7 @@ def rope_angles_3d(
         float32 [time, height, width, head_dim/2].
     """
     per_axis = [
-        torch.outer(
-            torch.arange(size, dtype=torch.float32, device=device), frequencies(dim // 2, device)
-        )
+        torch.outer(torch.arange(size, dtype=torch.float32, device=device), frequencies(dim // 2, device))
         / scale
         for size, dim, scale in zip(grid, axes_dims, rope_scale, strict=True)
     ]
@@ -187,7 +185,7 @@ class Attention(nn.Module):
         context: torch.Tensor | None = None,
         rope: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """x [..., S, D], context [..., L, D] or None for self-attention, rope (cos, sin) [S, head_dim/2]."""
+        """x [..., S, D], context [..., L, D] or None for self-attention, rope (cos, sin) [S, d/2]."""
         context = x if context is None else context
         query = self._heads_normed(self.to_query(x), self.query_norm)
         key = self._heads_normed(self.to_key(context), self.key_norm)
@@ -225,16 +223,12 @@ class OutLayer(nn.Module):
         self.modulation = Modulation(time_dim, model_dim, 2)
         self.out_layer = nn.Linear(model_dim, math.prod(patch_size) * visual_dim)
 
-    def forward(
-        self, x: torch.Tensor, time_vector: torch.Tensor, grid: tuple[int, int, int]
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, time_vector: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         """x [..., S, D] → [..., T, H, W, C_out]; the channel runs slowest inside a patch."""
         shift, scale = self.modulation(time_vector)
         patches = self.out_layer(modulated_norm(x, shift, scale))
         patches = patches.unflatten(-2, grid).unflatten(-1, (-1, *self.patch_size))
         first = patches.dim() - 7
         order = (first, first + 4, first + 1, first + 5, first + 2, first + 6, first + 3)
-        *batch, t, pt, h, ph, w, pw, channels = (
-            pixels := patches.permute(*range(first), *order)
-        ).shape
+        *batch, t, pt, h, ph, w, pw, channels = (pixels := patches.permute(*range(first), *order)).shape
         return pixels.reshape(*batch, t * pt, h * ph, w * pw, channels)

@@ -1,0 +1,1 @@
+"""From a request to a file: encode, denoise, decode, write."""

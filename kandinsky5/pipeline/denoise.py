@@ -1,0 +1,181 @@
+"""The way from noise to a latent: schedule, guidance, Euler steps.
+
+Latents here are [T, H, W, C] float32 on the device; t runs from 1 (noise) to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kandinsky5.errors import Stopped
+from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.text import Conditioning
+
+NORMALISED_FRAMES = 4
+REFERENCE_FRAMES = 5
+MEAN_SLACK = (-0.05, 0.10)
+STD_SLACK = (-0.10, 0.25)
+"""How far a first frame's mean and standard deviation may be moved (published constants)."""
+
+
+class Transformer(Protocol):
+    """What the loop needs of a model."""
+
+    config: DiTConfig
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        text_embed: torch.Tensor,
+        pooled_text_embed: torch.Tensor,
+        time: float | torch.Tensor,
+        *,
+        rope_scale: tuple[float, float, float],
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What steers the video: the prompt and, when scale is not 1, what to keep away from."""
+
+    positive: Conditioning
+    negative: Conditioning | None = None
+    scale: float = 1.0
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 1 if self.negative is None else 2
+
+
+@dataclass(frozen=True)
+class StepState:
+    """The run after a step: steps done, the latent, the velocity that led to it, and both times."""
+
+    step: int
+    total: int
+    latent: torch.Tensor
+    velocity: torch.Tensor
+    time: float
+    next_time: float
+
+
+def schedule(steps: int, shift: float) -> torch.Tensor:
+    """Times from 1 to 0: equal parts, then t ← s·t/(1+(s−1)·t). float32 [steps+1]."""
+    times = torch.linspace(1, 0, steps + 1)
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Standard normal noise, float32, drawn on the CPU so that one seed means one result everywhere."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def model_input(config: DiTConfig, latent: torch.Tensor, first_frame: torch.Tensor | None) -> torch.Tensor:
+    """The latent as the transformer takes it: [x, zeros, mask] for video models, x alone otherwise."""
+    if not config.visual_cond:
+        return latent
+    condition = torch.zeros_like(latent)
+    mask = torch.zeros_like(latent[..., :1])
+    if first_frame is not None:
+        mask[:1] = 1.0
+    return torch.cat([latent, condition, mask], dim=-1)
+
+
+@torch.inference_mode()
+def denoise(
+    transformer: Transformer,
+    noise: torch.Tensor,
+    guidance: Guidance,
+    times: torch.Tensor,
+    *,
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    first_frame: torch.Tensor | None = None,
+    on_step: Callable[[StepState], None] = lambda state: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> torch.Tensor:
+    """Integrate dx/dt = v from t = 1 to 0 by Euler steps.
+
+    Args:
+        transformer: gives the velocity.
+        noise: [T, H, W, C] float32, the latent at t = 1; not changed.
+        guidance: prompt, negative prompt and scale g: v = v_neg + g·(v_pos − v_neg).
+        times: [steps+1] from :func:`schedule`.
+        rope_scale: of the preset.
+        first_frame: [1, H, W, C], the given picture's latent for image-to-video: it replaces the first
+            frame before every step and after the last, and then the first frames are renormalised.
+        on_step: told after each step.
+        should_stop: asked before each step.
+
+    Returns:
+        The latent at t = 0, [T, H, W, C] float32.
+
+    Raises:
+        Stopped: ``should_stop`` said so.
+    """
+    latent = noise.clone()
+    moments = times.tolist()
+    total = len(moments) - 1
+    for step, (time, next_time) in enumerate(zip(moments, moments[1:], strict=False), start=1):
+        if should_stop():
+            raise Stopped(f"stopped before step {step} of {total}")
+        if first_frame is not None:
+            latent[:1] = first_frame
+        inputs = model_input(transformer.config, latent, first_frame)
+        velocity = _guided_velocity(transformer, inputs, guidance, time, rope_scale)
+        latent = latent + (next_time - time) * velocity
+        on_step(StepState(step, total, latent, velocity, time, next_time))
+    if first_frame is not None:
+        latent[:1] = first_frame
+        latent = normalise_first_frames(latent)
+    return latent
+
+
+def _guided_velocity(
+    transformer: Transformer,
+    inputs: torch.Tensor,
+    guidance: Guidance,
+    time: float,
+    rope_scale: tuple[float, float, float],
+) -> torch.Tensor:
+    """float32 [T, H, W, C]."""
+
+    def evaluate(conditioning: Conditioning) -> torch.Tensor:
+        return transformer(
+            inputs, conditioning.text, conditioning.pooled, time, rope_scale=rope_scale
+        ).float()
+
+    velocity = evaluate(guidance.positive)
+    if guidance.negative is None:
+        return velocity
+    negative = evaluate(guidance.negative)
+    return negative + guidance.scale * (velocity - negative)
+
+
+def normalise_first_frames(latent: torch.Tensor) -> torch.Tensor:
+    """Bring the first four frames near the mean and spread of the five that follow.
+
+    An input picture's latent differs a little from what the model paints; left alone the difference shows
+    as a flash. Each frame keeps its own pattern; mean and standard deviation move within
+    :data:`MEAN_SLACK` and :data:`STD_SLACK`. A video of four latent frames or fewer has nothing to compare
+    with and stays as it is.
+
+    Args:
+        latent: [T, H, W, C].
+
+    Returns:
+        A new tensor of the same shape.
+    """
+    reference = latent[NORMALISED_FRAMES : NORMALISED_FRAMES + REFERENCE_FRAMES]
+    if reference.shape[0] == 0:
+        return latent.clone()
+    frames = latent[:NORMALISED_FRAMES]
+    mean = frames.mean(dim=(1, 2, 3), keepdim=True)
+    std = frames.std(dim=(1, 2, 3), keepdim=True)
+    target_mean = reference.mean().clamp(mean + MEAN_SLACK[0], mean + MEAN_SLACK[1])
+    target_std = reference.std().clamp(std + STD_SLACK[0], std + STD_SLACK[1])
+    normalised = (frames - mean) / std * target_std + target_mean
+    return torch.cat([normalised, latent[NORMALISED_FRAMES:]])

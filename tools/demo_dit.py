@@ -1,0 +1,181 @@
+"""The demo's transformer: flow matching on the latents of a few thousand clips.
+
+Text-to-video and image-to-video share the weights: in part of the steps the first latent frame is given
+clean, with the mask that says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo_run import SIZE_PX, Run, Stage
+from demo_vae import video_tensor
+from kandinsky5.model.loading import ModelFiles
+from kandinsky5.model.text import Conditioning, TextEncoders
+from safetensors.torch import load_file, save_file
+
+from kandinsky5.demo.scenes import describe, random_scene, render
+from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.vae import VideoVAE
+from kandinsky5.templates import PROMPT_TEMPLATES
+
+log = logging.getLogger("train_demo")
+
+DIT_CONFIG = DiTConfig(
+    in_text_dim=128,
+    in_text_dim2=64,
+    time_dim=128,
+    model_dim=192,
+    ff_dim=768,
+    num_text_blocks=1,
+    num_visual_blocks=6,
+    axes_dims=(16, 24, 24),
+)
+DIT = Stage("dit", steps=7000, batch=16, learning_rate=1e-3, warmup=300)
+
+CLIPS = {25: 4000, 49: 500}
+"""Clips of the training set by their pixel frames."""
+CAPTIONS = 4
+"""Wordings of each clip."""
+NO_PROMPT_SHARE = 0.1
+GIVEN_FRAME_SHARE = 0.4
+TIME_SHIFT = 1.5
+"""Training times lean towards noise, where direction and place are decided."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where a clip's latents lie and how it may be described."""
+
+    frames: int
+    index: int
+    captions: tuple[str, ...]
+
+
+@torch.inference_mode()
+def encoded_clips(
+    vae: VideoVAE, folder: Path, device: str, seed: int
+) -> tuple[dict[int, torch.Tensor], list[Clip], float]:
+    """Latents [N, t, h, w, 16] by pixel frames, scaled to unit spread; the clips; the scale."""
+    path = folder / "latents.safetensors"
+    clips, scenes = [], defaultdict(list)
+    for frames, count in CLIPS.items():
+        for index in range(count):
+            rng = random.Random(f"{seed}/clip/{frames}/{index}")
+            scene = random_scene(rng)
+            captions = tuple(describe(scene, rng) for _ in range(CAPTIONS))
+            scenes[frames].append(scene)
+            clips.append(Clip(frames, index, captions))
+    if not path.exists():
+        latents = {}
+        for frames, members in scenes.items():
+            encoded = []
+            for start in range(0, len(members), 8):
+                videos = [render(scene, frames, SIZE_PX) for scene in members[start : start + 8]]
+                mean, _ = vae.encode(video_tensor(np.stack(videos), device))
+                encoded.append(mean.permute(0, 2, 3, 4, 1).cpu())
+            latents[str(frames)] = torch.cat(encoded).contiguous()
+            log.info("encoded %d clips of %d frames", len(members), frames)
+        temporary = path.with_suffix(".tmp")
+        save_file(latents, temporary)
+        temporary.replace(path)
+    latents = {int(frames): values.to(device) for frames, values in load_file(path).items()}
+    scale = 1.0 / latents[25].std().item()
+    return {frames: values * scale for frames, values in latents.items()}, clips, scale
+
+
+def encoded_captions(folder: Path, clips: list[Clip], device: str) -> dict[str, Conditioning]:
+    """The conditioning of every caption, and of no caption at all, by the demo's own text towers."""
+    files = ModelFiles(
+        transformer=folder,
+        vae=folder,
+        text_encoder=folder / "text_encoder",
+        tokenizer=folder / "tokenizer",
+        text_encoder_2=folder / "text_encoder_2",
+        tokenizer_2=folder / "tokenizer_2",
+    )
+    encoders = TextEncoders.load(files, device=torch.device(device), dtype=torch.float32)
+    encoded = {}
+    for caption in sorted({"", *(caption for clip in clips for caption in clip.captions)}):
+        conditioning = encoders.encode(
+            caption, caption, template=PROMPT_TEMPLATES["demo"], max_tokens=64, clip_tokens=77
+        )
+        encoded[caption] = Conditioning(conditioning.text.clone(), conditioning.pooled.clone())
+    return encoded
+
+
+class Batches:
+    """Batches of clips of one length with captions of one token count, so that nothing need be padded."""
+
+    def __init__(self, clips: list[Clip], conditionings: dict[str, Conditioning]) -> None:
+        self._groups: dict[tuple[int, int], list[tuple[Clip, str]]] = defaultdict(list)
+        for clip in clips:
+            for caption in clip.captions:
+                key = (clip.frames, conditionings[caption].text.shape[0])
+                self._groups[key].append((clip, caption))
+        self._sizes = {key: len(members) for key, members in self._groups.items()}
+
+    def draw(self, rng: random.Random, count: int) -> list[tuple[Clip, str]]:
+        key = rng.choices(list(self._sizes), weights=list(self._sizes.values()))[0]
+        chosen = rng.choices(self._groups[key], k=count)
+        if rng.random() < NO_PROMPT_SHARE:
+            return [(clip, "") for clip, _ in chosen]
+        return chosen
+
+
+def train_dit(
+    dit: DiffusionTransformer3D, vae: VideoVAE, folder: Path, device: str, seed: int
+) -> tuple[DiffusionTransformer3D, float]:
+    """Train (or go on training) and give back the averaged model and the VAE's scaling factor."""
+    latents, clips, scale = encoded_clips(vae, folder, device, seed)
+    run = Run(DIT, dit, folder, device)
+    if run.step < DIT.steps:
+        conditionings = encoded_captions(folder, clips, device)
+        batches = Batches(clips, conditionings)
+        compiled = torch.compile(dit, dynamic=None)
+        generator = torch.Generator()
+
+        def loss_of(step: int) -> torch.Tensor:
+            rng = random.Random(f"{seed}/{DIT.name}/{step}")
+            generator.manual_seed(seed * 1_000_003 + step)
+            batch = batches.draw(rng, DIT.batch)
+            clean = torch.stack([latents[clip.frames][clip.index] for clip, _ in batch])
+            texts = [conditionings[caption] for _, caption in batch]
+            return flow_loss(compiled, clean, texts, rng.random() < GIVEN_FRAME_SHARE, generator)
+
+        run.train(loss_of)
+    run.averaged()
+    return dit.eval(), scale
+
+
+def flow_loss(
+    dit: torch.nn.Module,
+    clean: torch.Tensor,
+    texts: list[Conditioning],
+    frame_given: bool,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Squared error of the velocity noise − clean at random times (rectified flow, arXiv 2209.03003)."""
+    device = clean.device
+    noise = torch.randn(clean.shape, generator=generator).to(device)
+    time = torch.sigmoid(torch.randn(clean.shape[0], generator=generator)).to(device)
+    time = TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time)
+    t = time.view(-1, 1, 1, 1, 1)
+    noisy = (1 - t) * clean + t * noise
+    mask = torch.zeros_like(clean[..., :1])
+    if frame_given:
+        noisy = torch.cat([clean[:, :1], noisy[:, 1:]], dim=1)
+        mask[:, 0] = 1.0
+    inputs = torch.cat([noisy, torch.zeros_like(noisy), mask], dim=-1)
+    text = torch.stack([c.text for c in texts]).to(device)
+    pooled = torch.stack([c.pooled for c in texts]).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = dit(inputs, text, pooled, time).float()
+    error = (velocity - (noise - clean)).square()
+    return error[:, 1:].mean() if frame_given else error.mean()
