@@ -156,6 +156,7 @@ def _rows() -> list[Preset]:
         guidance=2.0,
         shift=2.0,
         sizes_px=((64, 64),),
+        multiple_px=64,
         area_px=64 * 64,
         seconds=1.0,
         rope_scale=(1.0, 1.0, 1.0),

@@ -37,9 +37,9 @@ DIT_CONFIG = DiTConfig(
     num_visual_blocks=6,
     axes_dims=(16, 24, 24),
 )
-DIT = Stage("dit", steps=7000, batch=16, learning_rate=1e-3, warmup=300)
+DIT = Stage("dit", steps=5000, batch=16, learning_rate=1e-3, warmup=200)
 
-CLIPS = {25: 4000, 49: 500}
+CLIPS = {25: 3200, 49: 320}
 """Clips of the training set by their pixel frames."""
 CAPTIONS = 4
 """Wordings of each clip."""
@@ -78,8 +78,9 @@ def encoded_clips(
             encoded = []
             for start in range(0, len(members), 8):
                 videos = [render(scene, frames, SIZE_PX) for scene in members[start : start + 8]]
-                mean, _ = vae.encode(video_tensor(np.stack(videos), device))
-                encoded.append(mean.permute(0, 2, 3, 4, 1).cpu())
+                with torch.autocast(device, torch.bfloat16):
+                    mean, _ = vae.encode(video_tensor(np.stack(videos), device))
+                encoded.append(mean.float().permute(0, 2, 3, 4, 1).cpu())
             latents[str(frames)] = torch.cat(encoded).contiguous()
             log.info("encoded %d clips of %d frames", len(members), frames)
         temporary = path.with_suffix(".tmp")

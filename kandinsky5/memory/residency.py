@@ -25,9 +25,8 @@ class Residency:
         Raises:
             OutOfMemory: there is no room for it; everything else held has been let go then.
         """
-        held = self._held.get(role)
-        if held is not None and held[0] == key:
-            return held[1]  # type: ignore[return-value]
+        if role in self._held and self._held[role][0] == key:
+            return self._held[role][1]  # type: ignore[return-value]
         self.release(role)
         try:
             model = load()

@@ -164,7 +164,7 @@ class Modulation(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with RMS-normed queries and keys: self-attention, or cross when given a context."""
+    """Multi-head attention with RMS-normed queries and keys; cross-attention when given a context."""
 
     def __init__(
         self, model_dim: int, head_dim: int, *, engine: AttentionEngine, linear: LinearFactory

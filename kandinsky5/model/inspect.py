@@ -1,0 +1,228 @@
+"""What a file is, told from its header alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kandinsky5.errors import CheckpointError
+from kandinsky5.model.architecture import empty_transformer, foreign_family
+from kandinsky5.model.checkpoint import MARKERS, Checkpoint
+from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.safetensors_file import TensorInfo
+from kandinsky5.presets import MODES, Preset
+
+OWN_INT8_FORMAT = "k1-int8"
+"""What ``format`` in the header metadata of this project's int8 files begins with."""
+
+DEMO_MODEL_DIM = 192
+_FAMILY = {
+    (1792, 7168, 512, 2, 32): "lite",
+    (2560, 10240, 512, 2, 50): "image",
+    (4096, 16384, 1024, 4, 60): "pro",
+}
+"""(model_dim, ff_dim, time_dim, text blocks, visual blocks) of the published transformers."""
+
+_DTYPE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "I8": "int8"}
+_FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_SCALES = (".weight_scales", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input")
+_QUANTISED_NAME = re.compile(r"\.weight_(int8|fp8)$")
+
+_LORA_FAMILIES = (
+    ("kohya", re.compile(r"lora_unet_.+\.lora_(down|up)\.weight")),
+    ("peft", re.compile(r"(base_model\.model\.).+|.+\.lora_[AB]\.default\.weight")),
+    ("diffusers", re.compile(r"transformer\..+\.lora_[AB]\.weight")),
+    ("peft", re.compile(r".+\.lora_[AB]\.weight")),
+    ("unknown", re.compile(r".+\.(lora_down|lora_up|lora_A|lora_B)\b.*")),
+)
+_OTHER_KINDS = (
+    ("vae", "hunyuan", "encoder.conv_in.conv.weight"),
+    ("vae", "flux", "encoder.conv_in.weight"),
+    ("text encoder", "qwen2.5-vl", "visual.patch_embed.proj.weight"),
+    ("text encoder", "qwen2.5-vl", "model.visual.patch_embed.proj.weight"),
+    ("text encoder", "clip", "text_model.embeddings.token_embedding.weight"),
+    ("latents", "unknown", "latents"),
+)
+"""(kind, model, a tensor only it has)."""
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What a file is.
+
+    Attributes:
+        kind: ``dit``, ``lora``, ``vae``, ``text encoder``, ``latents``, ``other`` or ``unusable``.
+        model: ``lite``, ``image``, ``pro``, ``demo``, ``custom`` for a DiT; ``hunyuan``, ``flux``, … for
+            other kinds; ``unknown``.
+        task_hint: ``t2v``, ``i2v``, ``t2i`` or ``i2i`` where name or shapes tell, or the choices left.
+        quantization: ``bf16``, ``fp16``, ``fp32``, ``mixed``; ``int8`` (this project's own),
+            ``int8-community``, ``fp8-community``, ``fp8-scaled``, ``fp8-unscaled``; ``unknown``.
+        parameters: weights, the scales of quantised ones not counted.
+        tensors: all tensors in the file.
+        dtype_bytes: bytes of tensors by dtype.
+        problems: what is wrong with it, one line each; empty for a file that can be used.
+        variant: family of a LoRA's names (``peft``, ``diffusers``, ``kohya``).
+        files: how many files it lies in.
+        prefix: what stands before every name.
+        config: dimensions of a DiT.
+    """
+
+    kind: str
+    model: str = "unknown"
+    task_hint: str = "unknown"
+    quantization: str = "unknown"
+    parameters: int = 0
+    tensors: int = 0
+    dtype_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    variant: str | None = None
+    files: int = 0
+    prefix: str = ""
+    config: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary of all attributes."""
+        values = dataclasses.asdict(self)
+        return {**values, "problems": list(self.problems)}
+
+
+def inspect_file(path: Path) -> FileReport:
+    """Describe a file, an index or a folder; tensors are not read.
+
+    Never raises for what it finds: a file that cannot be used has kind ``unusable`` or ``other`` and says
+    why in ``problems``.
+    """
+    try:
+        with Checkpoint(Path(path)) as checkpoint:
+            return _report(checkpoint)
+    except CheckpointError as error:
+        return FileReport(kind="unusable", problems=(str(error),))
+
+
+def quantization_of(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str:
+    """How the weights are stored; the names are those of :attr:`FileReport.quantization`."""
+    names = tensors.keys()
+    dtypes = {info.dtype for name, info in tensors.items() if name not in MARKERS}
+    if metadata.get("format", "").startswith(OWN_INT8_FORMAT):
+        return "int8"
+    for kind in ("int8", "fp8"):
+        if any(name.endswith(f".weight_{kind}") for name in names):
+            return f"{kind}-community"
+    if dtypes.intersection(_FLOAT8):
+        scaled = any(name in MARKERS or name.endswith(_SCALES) for name in names)
+        return "fp8-scaled" if scaled else "fp8-unscaled"
+    floats = dtypes & {"BF16", "F16", "F32", "F64"}
+    if not dtypes or floats != dtypes:
+        return "unknown"
+    return _DTYPE_NAMES[floats.pop()] if len(floats) == 1 else "mixed"
+
+
+def weight_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Name → shape as an unquantised checkpoint has them: scales left out, ``weight_int8`` as ``weight``."""
+    return {
+        _QUANTISED_NAME.sub(".weight", name): info.shape
+        for name, info in tensors.items()
+        if name not in MARKERS and not name.endswith(_SCALES)
+    }
+
+
+def check_fits(checkpoint: Checkpoint, config: DiTConfig, preset: Preset) -> str | None:
+    """Whether a transformer can serve a preset.
+
+    Returns:
+        A warning about a file that runs but by its name was made for another task, or None.
+
+    Raises:
+        CheckpointError: an image model for a video preset, or the reverse.
+    """
+    model = _model_name(config, checkpoint.metadata)
+    if model == "image" and preset.is_video:
+        raise CheckpointError(
+            checkpoint.path,
+            f"makes images, {preset.name} makes video: choose image-t2i, image-i2i or a video model",
+        )
+    if model in ("lite", "pro", "demo") and not preset.is_video:
+        raise CheckpointError(
+            checkpoint.path,
+            f"makes video, {preset.name} makes images: choose a t2v or i2v preset or an image model",
+        )
+    hint = _task_hint(checkpoint.path, config, model)
+    if hint in MODES and hint != preset.mode:
+        return (
+            f"{checkpoint.path.name} is by its name for {hint}, {preset.name} is for {preset.mode}"
+        )
+    return None
+
+
+def _report(checkpoint: Checkpoint) -> FileReport:
+    tensors = checkpoint.tensors
+    shapes = weight_shapes(tensors)
+    dtype_bytes: Counter[str] = Counter()
+    for info in tensors.values():
+        dtype_bytes[_DTYPE_NAMES.get(info.dtype, info.dtype.lower())] += info.size_bytes
+    base = FileReport(
+        kind="other",
+        quantization=quantization_of(tensors, checkpoint.metadata),
+        parameters=sum(tensors[n].elements for n in tensors if _is_weight(n)),
+        tensors=len(tensors),
+        dtype_bytes=dict(dtype_bytes),
+        files=len(checkpoint.files),
+        prefix=checkpoint.prefix,
+    )
+    for variant, pattern in _LORA_FAMILIES:
+        if any(pattern.fullmatch(name) for name in tensors):
+            return dataclasses.replace(base, kind="lora", variant=variant)
+    for kind, model, proof in _OTHER_KINDS:
+        if proof in tensors:
+            return dataclasses.replace(base, kind=kind, model=model)
+    try:
+        config = empty_transformer(checkpoint.path, shapes, checkpoint.read_config()).config
+    except CheckpointError as error:
+        ours = foreign_family(shapes) is None and "visual_embeddings.in_layer.weight" in shapes
+        kind = "dit" if ours else "other"
+        return dataclasses.replace(base, kind=kind, problems=(error.reason,))
+    model = _model_name(config, checkpoint.metadata)
+    return dataclasses.replace(
+        base,
+        kind="dit",
+        model=model,
+        task_hint=_task_hint(checkpoint.path, config, model),
+        config=dataclasses.asdict(config),
+    )
+
+
+def _is_weight(name: str) -> bool:
+    return name not in MARKERS and not name.endswith(_SCALES)
+
+
+def _model_name(config: DiTConfig, metadata: Mapping[str, str]) -> str:
+    dims = (
+        config.model_dim,
+        config.ff_dim,
+        config.time_dim,
+        config.num_text_blocks,
+        config.num_visual_blocks,
+    )
+    if dims in _FAMILY:
+        return _FAMILY[dims]
+    is_demo = metadata.get("model") == "demo" or config.model_dim == DEMO_MODEL_DIM
+    return "demo" if is_demo else "custom"
+
+
+def _task_hint(path: Path, config: DiTConfig, model: str) -> str:
+    """The task a name says (the file's, then the repository's), else what the shapes leave open."""
+    if model == "demo":
+        return "t2v or i2v"
+    folders = [folder.name for folder in path.parents if "kandinsky-5" in folder.name.lower()]
+    for part in (path.name, *folders):
+        if found := re.search(r"(?<![a-z0-9])([ti]2[vi])(?![a-z0-9])", part.lower()):
+            return found[1]
+    conditioned = config.input_channels > config.in_visual_dim
+    if model == "image":
+        return "i2i" if conditioned else "t2i"
+    return "t2v or i2v" if conditioned else "unknown"

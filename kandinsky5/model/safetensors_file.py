@@ -1,0 +1,319 @@
+"""Reading .safetensors files without trusting them.
+
+Everything about a file is learnt and checked from its first bytes and its header; tensors are read by
+``pread`` one at a time. Nothing is memory-mapped: a file that is cut short while it is open gives an error
+instead of killing the process. Format: https://github.com/huggingface/safetensors (README, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kandinsky5.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_ELEMENTS = 2**63 - 1
+MAX_DIMENSIONS = 8
+PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"})
+PICKLE_REASON = "a pickle can run code; use .safetensors"
+
+_LENGTH_BYTES = 8
+_SNIFFED_BYTES = 512
+_READ_BYTES = 1 << 30
+_METADATA_KEY = "__metadata__"
+
+_IMAGE = "an image, not a checkpoint"
+_ARCHIVE = "a compressed archive: unpack it and give the .safetensors inside"
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "a Git-LFS pointer, not the file itself: run git lfs pull, or download it again",
+    ),
+    (b"GGUF", "a GGUF file; K1 reads .safetensors: get the model in that format"),
+    (b"PK\x03\x04", f"a zip archive, as pickled checkpoints are: {PICKLE_REASON}"),
+    (b"\x89PNG\r\n\x1a\n", _IMAGE),
+    (b"\xff\xd8\xff", _IMAGE),
+    (b"GIF8", _IMAGE),
+    (b"RIFF", "an image, sound or video, not a checkpoint"),
+    (b"\x1f\x8b", _ARCHIVE),
+    (b"7z\xbc\xaf\x27\x1c", _ARCHIVE),
+    (b"Rar!", _ARCHIVE),
+)
+
+_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+_TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor.
+
+    Attributes:
+        dtype: the format's name, such as ``BF16``.
+        shape: its sizes; empty for a scalar.
+        begin, end: bytes from the end of the header.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+
+class SafetensorsFile:
+    """A checked .safetensors file, open for reading. Close it, or use it as a context manager.
+
+    Args:
+        path: a regular file.
+
+    Attributes:
+        path: the file.
+        tensors: name → :class:`TensorInfo`, in the order of the header.
+        metadata: the header's free text entries.
+        size_bytes: of the file.
+
+    Raises:
+        CheckpointError: missing, unreadable, another kind of file (named as what it is), cut short, or
+            with a header that does not fit the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = _open_regular(path)
+        try:
+            self.size_bytes = os.fstat(self._descriptor).st_size
+            header_bytes = self._header_length()
+            self._data_start = _LENGTH_BYTES + header_bytes
+            header = self._parsed(self._pread(header_bytes, _LENGTH_BYTES))
+            self.metadata = self._metadata(header.pop(_METADATA_KEY, {}))
+            self.tensors = {name: self._tensor(name, entry) for name, entry in header.items()}
+            self._check_layout()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor in its own dtype and shape, in fresh CPU memory.
+
+        Raises:
+            KeyError: no such tensor.
+            CheckpointError: the file has become shorter or cannot be read, or torch lacks the dtype.
+        """
+        info = self.tensors[name]
+        if info.dtype not in _TORCH_DTYPES:
+            raise CheckpointError(self.path, f"{shown(name)} has dtype {info.dtype}, not supported")
+        raw = torch.empty(info.size_bytes, dtype=torch.uint8)
+        target = raw.numpy().data
+        done = 0
+        while done < info.size_bytes:
+            part = target[done : done + _READ_BYTES]
+            try:
+                count = os.preadv(self._descriptor, [part], self._data_start + info.begin + done)
+            except OSError as error:
+                raise CheckpointError(self.path, f"cannot be read ({error.strerror})") from error
+            if count == 0:
+                raise CheckpointError(
+                    self.path,
+                    f"became shorter while it was read ({shown(name)} is cut off): download it again",
+                )
+            done += count
+        return raw.view(_TORCH_DTYPES[info.dtype]).view(info.shape)
+
+    def close(self) -> None:
+        """Let go of the file; further reads fail."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, count, offset)
+        except OSError as error:
+            raise CheckpointError(self.path, f"cannot be read ({error.strerror})") from error
+
+    def _header_length(self) -> int:
+        """Length of the header in bytes, after what is no .safetensors file has been told apart."""
+        first = self._pread(_SNIFFED_BYTES, 0)
+        length = int.from_bytes(first[:_LENGTH_BYTES], "little")
+        opens_like_header = first[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+        if not (opens_like_header and length <= MAX_HEADER_BYTES) and (kind := _kind_of(first)):
+            raise CheckpointError(self.path, kind)
+        if self.path.suffix.lower() in PICKLE_SUFFIXES:
+            raise CheckpointError(self.path, f"a {self.path.suffix} file: {PICKLE_REASON}")
+        if self.size_bytes == 0:
+            raise CheckpointError(self.path, "the file is empty: download it again")
+        if len(first) <= _LENGTH_BYTES:
+            raise CheckpointError(
+                self.path, f"cut short after {len(first)} bytes: download it again"
+            )
+        if not opens_like_header or length < 2:
+            raise CheckpointError(self.path, "not a .safetensors file")
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                self.path,
+                f"claims a header of {length} bytes, at most {MAX_HEADER_BYTES} are read:"
+                " damaged or tampered with; download it again",
+            )
+        if _LENGTH_BYTES + length > self.size_bytes:
+            raise self._wrong_size(_LENGTH_BYTES + length)
+        return length
+
+    def _parsed(self, text: bytes) -> dict[str, Any]:
+        try:
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        except (ValueError, RecursionError) as error:
+            cause = str(error) or type(error).__name__
+            raise CheckpointError(
+                self.path, f"its header is not valid JSON ({cause}): download it again"
+            ) from error
+        if not isinstance(header, dict):
+            raise CheckpointError(self.path, "its header is not a JSON object: download it again")
+        return header
+
+    def _metadata(self, entry: object) -> dict[str, str]:
+        if isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values()):
+            return entry
+        raise CheckpointError(self.path, f"{_METADATA_KEY} in its header is not text by name")
+
+    def _tensor(self, name: str, entry: object) -> TensorInfo:
+        try:
+            info = _tensor_info(entry)
+        except ValueError as error:
+            raise CheckpointError(
+                self.path,
+                f"its header describes {shown(name)} wrongly ({error}): download it again",
+            ) from error
+        return info
+
+    def _check_layout(self) -> None:
+        """Every byte behind the header belongs to exactly one tensor."""
+        end, before = 0, "the header"
+        by_place = sorted(self.tensors.items(), key=lambda item: (item[1].begin, item[1].end))
+        for name, info in by_place:
+            if info.begin != end:
+                fault = "overlap" if info.begin < end else "leave a gap"
+                raise CheckpointError(
+                    self.path, f"{before} and {shown(name)} {fault}: damaged or tampered with"
+                )
+            end, before = info.end, shown(name)
+        if self._data_start + end != self.size_bytes:
+            raise self._wrong_size(self._data_start + end)
+
+    def _wrong_size(self, expected_bytes: int) -> CheckpointError:
+        return CheckpointError(
+            self.path,
+            f"header says {expected_bytes} bytes, the file has {self.size_bytes}: download it again",
+        )
+
+
+def shown(name: str) -> str:
+    """A tensor's name fit for one line of a message: quoted, control characters escaped, not too long."""
+    text = repr(name)
+    return text if len(text) <= 100 else text[:97] + "…" + text[-1]
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor of a regular file; others are refused before opening, which on a pipe would block."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise CheckpointError(path, f"{what}; a .safetensors file is needed")
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise CheckpointError(path, f"cannot be opened ({cause})") from error
+
+
+def _kind_of(first: bytes) -> str | None:
+    """What a file is whose first bytes are no safetensors header, or None when nothing is known of it."""
+    for magic, kind in _MAGIC:
+        if first.startswith(magic):
+            return kind
+    text = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            "a web page (HTML), not the file itself: log in where it is offered, download it again"
+        )
+    if text.startswith(b"{"):
+        return "a JSON text, not a .safetensors file"
+    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return PICKLE_REASON
+    return None
+
+
+def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return values
+
+
+def _tensor_info(entry: object) -> TensorInfo:
+    """Raises ValueError saying what does not fit."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError("needs dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"unknown dtype {str(dtype)[:20]!r}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise ValueError("sizes and offsets must be whole numbers")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{len(shape)} dimensions, at most {MAX_DIMENSIONS}")
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise ValueError("more elements than can be counted")
+    begin, end = offsets
+    if math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
+        raise ValueError(f"{end - begin} bytes for shape {shape} in {dtype}")
+    return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -1,0 +1,1 @@
+"""The studio: a page in the browser over the worker's client. Nothing here imports torch."""

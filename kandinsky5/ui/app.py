@@ -1,0 +1,308 @@
+"""The studio's page and its server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from gradio.routes import App as GradioApp
+from starlette.routing import Mount
+
+from kandinsky5.errors import UserError
+from kandinsky5.ui import form, theme, views
+from kandinsky5.ui.handlers import Handlers
+from kandinsky5.ui.options import StudioOptions
+from kandinsky5.ui.routes import Door, door_settings, result_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kandinsky5.worker.client import WorkerClient
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+SHUTDOWN_S = 2
+HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
+<circle cx="11" cy="14" r="9" fill="#dc5333"/><path d="M20 23 29 5l9 18z" fill="#2f6f9f" opacity=".92"/>
+<rect x="16" y="9" width="10" height="10" fill="#e8b23a" opacity=".95"/></svg>
+<h1>K1</h1><p>Kandinsky 5 studio</p></header>"""
+ON_TILE = """element.addEventListener('click', e => { const b = e.target.closest('[data-job]');
+if (b && b.tagName === 'BUTTON') trigger('click', {job: b.dataset.job}); });"""
+ON_PROGRESS = """element.addEventListener('click', e => { const b = e.target.closest('[data-stop]');
+if (b) trigger('click', {job: b.dataset.stop}); });
+const tell = () => window.k1 && window.k1.progressChanged(element); tell(); watch('value', tell);"""
+ON_PROBLEM = (
+    """const tell = () => window.k1 && window.k1.problemChanged(element); watch('value', tell);"""
+)
+
+
+def build(client: WorkerClient, options: StudioOptions) -> gr.Blocks:
+    """The page: what to make on the left, what happens on the right."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(options.uploads_dir)
+    handlers = Handlers(client, options.out_dir, form.weights_in(options.models_dirs))
+    with gr.Blocks(title="K1", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(HEADER, js_on_load=None)
+        with gr.Row(elem_id="k1-create", equal_height=False):
+            with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
+                controls, dice = _left(handlers)
+            with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
+                parts = _right()
+        _connect_form(handlers, controls, dice)
+        _connect_jobs(handlers, controls, parts)
+        for function in (handlers.submit, handlers.status, handlers.stop, handlers.queue):
+            gr.api(function, api_name=function.__name__, queue=False)
+    return page
+
+
+def _left(handlers: Handlers) -> tuple[dict[str, Any], gr.Button]:
+    """The controls by the names of their fields, and the dice."""
+    made: dict[str, Any] = {}
+
+    def place(*names: str) -> None:
+        for name in names:
+            made[name] = form.component(form.BY_NAME[name], handlers.presets)
+
+    place("mode", "preset", "prompt", "image", "negative_prompt")
+    with gr.Row(elem_classes=["k1-row"]):
+        place("size", "width", "height")
+    with gr.Row(elem_classes=["k1-row"]):
+        place("seconds", "steps", "guidance", "shift")
+    with gr.Row(elem_classes=["k1-row", "k1-seed-row"]):
+        place("seed")
+        dice = gr.Button("Random", elem_id="k1-dice", min_width=90, scale=0)
+    with gr.Accordion("Model files", open=False, elem_id="k1-files"):
+        place("dit", "model_dir")
+    return {field.name: made[field.name] for field in form.FIELDS}, dice
+
+
+def _right() -> dict[str, Any]:
+    """The parts of the page that tell what happens."""
+    parts: dict[str, Any] = {}
+    with gr.Row(elem_id="k1-actions"):
+        parts["generate"] = gr.Button("Generate", variant="primary", elem_id="k1-generate", scale=3)
+        parts["stop"] = gr.Button(
+            "Stop", elem_id="k1-stop", scale=1, min_width=90, interactive=False
+        )
+    parts["problem"] = gr.HTML("", elem_id="k1-problem", js_on_load=ON_PROBLEM)
+    parts["progress"] = gr.HTML(
+        views.progress(None, ()),
+        elem_id="k1-progress",
+        js_on_load=ON_PROGRESS,
+        apply_default_css=False,
+    )
+    parts["player"] = gr.HTML(
+        views.player(None), elem_id="k1-player", js_on_load=None, apply_default_css=False
+    )
+    parts["use"] = gr.Button("Use these settings", elem_id="k1-use", size="md", visible=False)
+    gr.HTML('<h2 class="k1-h2">Results</h2>', js_on_load=None, apply_default_css=False)
+    parts["gallery"] = gr.HTML(
+        views.gallery((), None), elem_id="k1-gallery", js_on_load=ON_TILE, apply_default_css=False
+    )
+    return parts
+
+
+def _connect_form(handlers: Handlers, controls: dict[str, Any], dice: gr.Button) -> None:
+    """Controls that change other controls."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    every = list(controls.values())
+    size, width, height = controls["size"], controls["width"], controls["height"]
+    controls["mode"].input(handlers.mode_chosen, controls["mode"], every, **quiet)
+    controls["preset"].input(handlers.preset_chosen, controls["preset"], every, **quiet)
+    size.input(form.size_of, [size, width, height], [width, height], **quiet)
+    for side in (width, height):
+        side.input(lambda: form.CUSTOM_SIZE, None, size, **quiet)
+    dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **quiet)
+
+
+def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Generate, Stop, the timer and the results."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    watched, pinned, shown = gr.State(None), gr.State(None), gr.State({})
+    token = gr.Textbox(visible=False)
+    every = list(controls.values())
+    look: dict[str, Any] = {
+        "fn": handlers.refresh,
+        "inputs": [watched, pinned, shown],
+        "outputs": [
+            *(parts[name] for name in ("progress", "player", "gallery", "stop", "use")),
+            shown,
+        ],
+        **quiet,
+    }
+    parts["generate"].click(
+        handlers.generate,
+        [watched, token, *every],
+        [watched, pinned, parts["problem"]],
+        js="(watched, token, ...values) => [watched, window.k1.token(), ...values]",
+        **quiet,
+    ).then(**look)
+    controls["image"].upload(
+        handlers.picture_given, controls["image"], [controls["image"], parts["problem"]], **quiet
+    )
+    parts["stop"].click(handlers.stop_watched, watched, None, **quiet).then(**look)
+    parts["progress"].click(handlers.stop_listed, None, None, **quiet).then(**look)
+    parts["gallery"].click(handlers.choose, None, pinned, **quiet).then(**look)
+    parts["use"].click(handlers.use_settings, [pinned, shown], every, **quiet)
+    gr.Timer(POLL_S).tick(**look)
+
+
+def studio_app(client: WorkerClient, options: StudioOptions) -> FastAPI:
+    """The whole of what the server serves: the door, the results, the page."""
+    page = build(client, options)
+    app = FastAPI(title="K1", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(result_routes(client, options.out_dir))
+    app.add_middleware(Door, **door_settings(options))
+    gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=[],
+        show_error=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size="64mb",
+        theme=theme.studio_theme(),
+        css_paths=[theme.STYLE_FILE],
+        head=f"<script>{theme.SCRIPT_FILE.read_text(encoding='utf-8')}</script>",
+    )
+    # gradio checks that a file named by a caller was really uploaded only on pages it "launched" itself.
+    page.has_launched = True
+    return app
+
+
+def launch(options: StudioOptions) -> int:
+    """Run the studio until it is told to stop (Ctrl-C, SIGTERM).
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: the port is taken, or the options would let strangers in.
+    """
+    options.check()
+    listener = bind(options.bind_host, options.port)
+    from kandinsky5.worker.client import WorkerClient
+
+    client = WorkerClient(
+        state_dir=options.state_dir,
+        out_dir=options.out_dir,
+        models_dirs=options.models_dirs,
+        device=options.device,
+    )
+    try:
+        server = StudioServer(client, options)
+        client.start()
+        with server.told_by_signals():
+            server.run(sockets=[listener])
+    finally:
+        listener.close()
+        client.close()
+    return 0
+
+
+class StudioServer(uvicorn.Server):
+    """uvicorn with the studio in it.
+
+    A shutdown waits only ``SHUTDOWN_S`` for answers under way.
+    """
+
+    def __init__(self, client: WorkerClient, options: StudioOptions) -> None:
+        super().__init__(
+            uvicorn.Config(
+                studio_app(client, options),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=SHUTDOWN_S,
+                server_header=False,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # the streams to open pages would otherwise be cut off, each with a traceback in the terminal
+        for route in self.config.app.routes:
+            if isinstance(route, Mount) and isinstance(route.app, GradioApp):
+                route.app.stop_event.set()
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would raise the signal again at its end and so kill the process before the worker is closed
+        yield
+
+    @contextmanager
+    def told_by_signals(self) -> Iterator[None]:
+        """End the server at SIGINT or SIGTERM; only in the main thread, where signals arrive."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the port is taken (naming the next free one), or the address is not this machine's.
+    """
+    try:
+        return _listening(host, port)
+    except PermissionError as error:
+        raise UserError(
+            "port", port, "ports below 1024 belong to the system; try --port 7860"
+        ) from error
+    except OSError as error:
+        free = next(
+            (other for other in range(port + 1, min(port + 200, 65536)) if _is_free(host, other)),
+            None,
+        )
+        if _answers_to(host) and free is not None:
+            raise UserError("port", port, f"{port} is in use: try --port {free}") from error
+        raise UserError("host", host, f"an address of this machine ({error.strerror})") from error
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _listening(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _answers_to(host: str) -> bool:
+    """Whether the address itself can be used, whatever the port."""
+    return _is_free(host, 0)

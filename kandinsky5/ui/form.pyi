@@ -1,0 +1,348 @@
+"""One table of fields: from it the form is built, filled from a request, and read back into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image, UnidentifiedImageError
+
+from kandinsky5.errors import UserError
+from kandinsky5.presets import MODES, PRESETS, Preset
+from kandinsky5.request import MAX_SEED, GenerationRequest, settle
+
+FROM_IMAGE = "From the image"
+CUSTOM_SIZE = "Custom"
+
+@dataclass(frozen=True)
+class Field:
+    """One control of the form.
+
+    Attributes:
+        name: of the request's field; ``mode`` and ``size`` only steer other controls.
+        label: as shown.
+        kind: ``choice``, ``switch``, ``text``, ``number``, ``seed``, ``picture``, ``file`` or ``folder``.
+        info: one line under the label.
+        placeholder: shown while empty.
+        lines: height of a text in lines.
+        modes: modes in which it is shown.
+        default: value at the start when no preset decides it.
+        least_px: width below which it takes a line of its own.
+    """
+
+    name: str
+    label: str
+    kind: str
+    info: str | None = None
+    placeholder: str | None = None
+    lines: int = 1
+    modes: tuple[str, ...] = tuple(MODES)
+    default: Any = None
+    least_px: int = 84
+
+    @property
+    def elem_id(self) -> str:
+        return f"k1-f-{self.name}"
+
+    @property
+    def is_setting(self) -> bool:
+        """Whether its value goes into the request as it stands."""
+        return self.name not in ("mode", "size")
+
+FIELDS: tuple[Field, ...] = (
+    Field("mode", "Mode", "switch", default="t2v"),
+    Field("preset", "Preset", "choice", default="demo-t2v"),
+    Field(
+        "prompt",
+        "Prompt",
+        "text",
+        placeholder="a red circle moves right on a dark background",
+        lines=4,
+        default="",
+    ),
+    Field(
+        "negative_prompt",
+        "Negative prompt",
+        "text",
+        placeholder="what to keep away from; used when guidance is above 1",
+        lines=1,
+        default="",
+    ),
+    Field("image", "Input image", "picture", modes=("i2v", "i2i")),
+    Field("size", "Size", "choice", least_px=150),
+    Field("width", "Width", "number"),
+    Field("height", "Height", "number"),
+    Field("seconds", "Seconds", "number", modes=("t2v", "i2v")),
+    Field("steps", "Steps", "number"),
+    Field("guidance", "Guidance", "number"),
+    Field("shift", "Shift", "number"),
+    Field("seed", "Seed", "seed", placeholder="random", default=""),
+    Field(
+        "dit",
+        "DiT checkpoint",
+        "file",
+        placeholder="~/models/kandinsky5lite_t2v_sft_5s.safetensors",
+        default="",
+    ),
+    Field(
+        "model_dir",
+        "Model folder",
+        "folder",
+        placeholder="folder with transformer, vae and text encoders",
+        default="",
+    ),
+)
+BY_NAME = {field.name: field for field in FIELDS}
+
+from gradio.events import Dependency
+
+class PictureInput(gr.Image):
+    """gradio's image control that hands over the uploaded file as it is.
+
+    gradio's own would decode and store it again before any handler runs, so that a broken file could not
+    be answered at its field.
+    """
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
+        return payload.path if payload else None
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def component(
+    field: Field, presets: Callable[[str], list[tuple[str, str]]]
+) -> gr.components.Component:
+    """The control of a field, holding the values of the first preset.
+
+    Args:
+        presets: choices of presets (label, name) for a mode.
+    """
+    first = PRESETS[BY_NAME["preset"].default]
+    value = {**_fixed_defaults(), **preset_values(first)}[field.name]
+    common: dict[str, Any] = {
+        "label": field.label,
+        "info": field.info,
+        "elem_id": field.elem_id,
+        "elem_classes": ["k1-field"],
+        "visible": first.mode in field.modes,
+        "interactive": True,
+    }
+    if field.kind == "switch":
+        return gr.Radio([(label, mode) for mode, label in MODES.items()], value=value, **common)
+    if field.kind == "choice":
+        options = presets(first.mode) if field.name == "preset" else size_choices(first)
+        return gr.Dropdown(
+            options, value=value, min_width=field.least_px, filterable=False, **common
+        )
+    if field.kind == "number":
+        return gr.Number(value=value, min_width=field.least_px, **common)
+    if field.kind == "picture":
+        del common["info"]
+        return PictureInput(
+            value=None,
+            type="filepath",
+            sources=["upload", "clipboard"],
+            buttons=[],
+            height=220,
+            placeholder="Drop a picture here or click to choose one",
+            **common,
+        )
+    return gr.Textbox(
+        value=value,
+        placeholder=field.placeholder,
+        lines=field.lines,
+        max_lines=max(field.lines, 12) if field.kind == "text" else 1,
+        autofocus=field.name == "prompt",
+        **common,
+    )
+
+def _fixed_defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in FIELDS}
+
+def preset_values(preset: Preset) -> dict[str, Any]:
+    """Values of the controls a preset decides: size, length and sampling."""
+    width, height = preset.sizes_px[0]
+    if preset.takes_image:
+        return {
+            **_sampling(preset),
+            "size": FROM_IMAGE,
+            "width": None,
+            "height": None,
+        }
+    return {
+        **_sampling(preset),
+        "size": _size_text(width, height),
+        "width": width,
+        "height": height,
+    }
+
+def _sampling(preset: Preset) -> dict[str, Any]:
+    return {
+        "seconds": preset.seconds,
+        "steps": preset.steps,
+        "guidance": preset.guidance,
+        "shift": preset.shift,
+    }
+
+def _size_text(width: int, height: int) -> str:
+    return f"{width} × {height}"
+
+def size_choices(preset: Preset) -> list[str]:
+    """Names of the trained sizes, "from the image" where there is one, and "custom"."""
+    trained = [_size_text(width, height) for width, height in preset.sizes_px]
+    return [*([FROM_IMAGE] if preset.takes_image else []), *trained, CUSTOM_SIZE]
+
+def size_of(name: str, width: Any, height: Any) -> tuple[Any, Any]:
+    """(width, height) for a name of :func:`size_choices`; "custom" keeps what stands there."""
+    if name == FROM_IMAGE:
+        return None, None
+    if name == CUSTOM_SIZE:
+        return width, height
+    first, second = name.split(" × ")
+    return int(first), int(second)
+
+def size_name(preset: Preset, width: Any, height: Any) -> str:
+    """The name of a size among the preset's choices."""
+    if preset.takes_image and not width and not height:
+        return FROM_IMAGE
+    if (width, height) in preset.sizes_px:
+        return _size_text(int(width), int(height))
+    return CUSTOM_SIZE
+
+def preset_choices(mode: str, is_here: Callable[[Preset], bool]) -> list[tuple[str, str]]:
+    """(label, name) of the presets of a mode: built in first, then those whose weights are here.
+
+    The others are marked as such.
+    """
+    rows = [preset for preset in PRESETS.values() if preset.mode == mode]
+    here = {preset.name: preset.is_builtin or is_here(preset) for preset in rows}
+    rows.sort(key=lambda preset: (not preset.is_builtin, not here[preset.name]))
+    note = " — weights not here yet"
+    return [(preset.title + ("" if here[preset.name] else note), preset.name) for preset in rows]
+
+def weights_in(folders: Sequence[Path]) -> Callable[[Preset], bool]:
+    """A cheap check whether a preset's weights lie in one of the folders, by their published names."""
+
+    def is_here(preset: Preset) -> bool:
+        names = (preset.weights_file, preset.diffusers_repository.rpartition("/")[2])
+        places = (preset.repository.rpartition("/")[2], "model", "")
+        return any(
+            name and (folder / place / name).exists()
+            for folder in folders
+            for place in places
+            for name in names
+        )
+
+    return is_here
+
+def request_from(values: Mapping[str, Any]) -> GenerationRequest:
+    """The request that a filled form stands for.
+
+    Args:
+        values: value of each control by its field's name.
+
+    Raises:
+        UserError: naming the field that cannot be used.
+    """
+    given = {name: value for name, value in values.items() if BY_NAME[name].is_setting}
+    preset = PRESETS.get(given["preset"])
+    if preset is None:
+        raise UserError("preset", given["preset"], "one of the list")
+    for field in FIELDS:
+        if field.kind in ("file", "folder"):
+            given[field.name] = existing_path(field, given.get(field.name))
+        elif field.name in given and preset.mode not in field.modes:
+            given[field.name] = None
+    given["seed"] = seed_of(given.get("seed"))
+    request = GenerationRequest(**given)
+    settle(request)
+    if request.image:
+        check_picture(request.image)
+    return request
+
+def values_of(request: GenerationRequest) -> dict[str, Any]:
+    """Value of each control that stands for this request; the reverse of :func:`request_from`."""
+    preset = PRESETS[request.preset]
+    values = {**_fixed_defaults(), **preset_values(preset), "mode": preset.mode}
+    for field in FIELDS:
+        if field.is_setting and (value := getattr(request, field.name)) is not None:
+            values[field.name] = value
+    values["seed"] = "" if request.seed is None else str(request.seed)
+    values["size"] = size_name(preset, values["width"], values["height"])
+    if values["image"] and not Path(values["image"]).is_file():
+        values["image"] = None
+    return values
+
+def seed_of(text: Any) -> int | None:
+    """The seed from its text; empty draws one.
+
+    A text because a browser's numbers lose digits above 2⁵³.
+    """
+    written = str(text or "").strip()
+    if not written:
+        return None
+    if not written.isdecimal() or int(written) > MAX_SEED:
+        raise UserError(
+            "seed", written, f"a whole number from 0 to {MAX_SEED}, or nothing for a random one"
+        )
+    return int(written)
+
+def existing_path(field: Field, text: Any) -> str | None:
+    """The path a person typed, without quotes and with ``~`` expanded; None when empty.
+
+    Raises:
+        UserError: nothing is there, or not what the field asks for.
+    """
+    written = str(text or "").strip().strip("'\"").strip()
+    if not written:
+        return None
+    try:
+        path = Path(written).expanduser()
+        fits = path.is_file() if field.kind == "file" else path.is_dir()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            field.name, written, f"the path of a {field.kind} on this machine"
+        ) from error
+    if not exists:
+        raise UserError(field.name, written, f"nothing is there; give the path of a {field.kind}")
+    if not fits:
+        raise UserError(field.name, written, f"that is not a {field.kind}")
+    return str(path)
+
+def check_picture(path: str) -> None:
+    """Refuse a file that is not a picture.
+
+    Raises:
+        UserError: for the field ``image``.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UserError(
+            "image", Path(path).name, "not a readable image; use PNG, JPEG or WebP"
+        ) from error
+
+def problem_text(error: UserError) -> str:
+    """One line for the person: the field's label, what was given, what is allowed."""
+    label = BY_NAME[error.field].label if error.field in BY_NAME else error.field.replace("_", " ")
+    if error.given is None or error.given == "" or not str(error.given).strip():
+        return f"{label}: {error.allowed}."
+    shown = str(error.given)
+    shown = shown if len(shown) <= 80 else f"{shown[:79]}…"
+    return f"{label}: got “{shown}”; {error.allowed}."

@@ -1,0 +1,233 @@
+"""What the controls do: put jobs in the queue, read how they fare. Nothing here computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from kandinsky5.errors import K1Error, UserError
+from kandinsky5.presets import PRESETS, Preset
+from kandinsky5.request import GenerationRequest
+from kandinsky5.ui import form, views
+
+if TYPE_CHECKING:
+    from kandinsky5.worker.client import JobSnapshot, WorkerClient
+
+GALLERY_LENGTH = 12
+HISTORY_LENGTH = 36
+SETTING_NAMES = tuple(field.name for field in form.FIELDS)
+
+
+class Handlers:
+    """The handlers of one studio; they hold no state of a page, which lives in its ``gr.State``.
+
+    Args:
+        client: of the worker.
+        out_dir: where results go; a request may name no file outside.
+        is_here: whether a preset's weights are on this machine.
+    """
+
+    def __init__(
+        self, client: WorkerClient, out_dir: Path, is_here: Callable[[Preset], bool]
+    ) -> None:
+        self.client = client
+        self.out_dir = out_dir.resolve()
+        self.is_here = is_here
+
+    def presets(self, mode: str) -> list[tuple[str, str]]:
+        """Choices of presets for a mode."""
+        return form.preset_choices(mode, self.is_here)
+
+    def generate(self, watched: str | None, token: str, *values: Any) -> tuple[Any, Any, str]:
+        """Queue what the form says.
+
+        Returns:
+            The job to watch, None as the job to show instead of the newest, and the problem to show.
+        """
+        try:
+            request = form.request_from(dict(zip(SETTING_NAMES, values, strict=True)))
+            job_id = self.client.submit(request, token=token or None)
+        except UserError as error:
+            return watched, gr.skip(), views.problem(error.field, form.problem_text(error))
+        except K1Error as error:
+            return watched, gr.skip(), views.problem("", str(error))
+        return job_id, None, ""
+
+    def picture_given(self, path: str | None) -> tuple[Any, str]:
+        """Keep a picture that can be read; otherwise empty the control and say why."""
+        try:
+            if path:
+                form.check_picture(path)
+        except UserError as error:
+            return None, views.problem(error.field, form.problem_text(error))
+        return gr.skip(), ""
+
+    def refresh(
+        self, watched: str | None, pinned: str | None, shown: dict[str, str]
+    ) -> tuple[Any, Any, Any, Any, Any, dict[str, str]]:
+        """What changed since the last look.
+
+        Args:
+            watched: the job this page started last.
+            pinned: the result chosen in the gallery, instead of the newest.
+            shown: what the page shows by now, by name of the part.
+
+        Returns:
+            Progress, player, gallery, Stop button, "use these settings" button, and ``shown`` anew.
+        """
+        queue = self.client.queue()
+        past = self.client.history(limit=HISTORY_LENGTH)
+        done = [job for job in past if job.state == "done" and job.output]
+        result = self._job(pinned) or next(iter(done), None)
+        focus = self._focus(watched, queue)
+        if focus is None and past and past[0].state in ("failed", "interrupted"):
+            focus = past[0]
+        parts = {
+            "progress": views.progress(focus, queue),
+            "player": views.player(result),
+            "gallery": views.gallery(done[:GALLERY_LENGTH], result.id if result else None),
+            "stop": "yes" if focus is not None and views.is_active(focus) else "",
+            "result": result.id if result else "",
+        }
+        new = {name: text for name, text in parts.items() if shown.get(name) != text}
+        return (
+            new.get("progress", gr.skip()),
+            new.get("player", gr.skip()),
+            new.get("gallery", gr.skip()),
+            gr.update(interactive=bool(new["stop"])) if "stop" in new else gr.skip(),
+            gr.update(visible=bool(new["result"])) if "result" in new else gr.skip(),
+            parts,
+        )
+
+    def _focus(self, watched: str | None, queue: tuple[JobSnapshot, ...]) -> JobSnapshot | None:
+        """The job whose progress a page shows: its own while that is on, else whatever runs, else its last."""
+        own = self._job(watched)
+        if own is not None and views.is_active(own):
+            return own
+        return queue[0] if queue else own
+
+    def _job(self, job_id: str | None) -> JobSnapshot | None:
+        if not job_id:
+            return None
+        try:
+            return self.client.status(job_id)
+        except KeyError:
+            return None
+
+    def stop_watched(self, watched: str | None) -> None:
+        """Stop the job whose progress the page shows."""
+        job = self._focus(watched, self.client.queue())
+        if job is not None and views.is_active(job):
+            self.client.stop(job.id, "discard")
+
+    def stop_listed(self, event: gr.EventData) -> None:
+        """Stop a job of the list under the progress."""
+        if self._job(job_id := str(event._data.get("job", ""))) is not None:
+            self.client.stop(job_id, "discard")
+
+    def choose(self, event: gr.EventData) -> str | None:
+        """The result whose tile was pressed."""
+        job = self._job(str(event._data.get("job", "")))
+        return job.id if job else None
+
+    def use_settings(self, pinned: str | None, shown: dict[str, str]) -> list[Any]:
+        """Fill the form with what made the shown result, its seed included."""
+        job = self._job(pinned or shown.get("result"))
+        if job is None:
+            return [gr.skip() for _ in form.FIELDS]
+        request = GenerationRequest.from_dict(job.request)
+        values = form.values_of(request)
+        if job.result and request.seed is None:
+            values["seed"] = str(job.result.get("seed", ""))
+        return self._updates(values, PRESETS[request.preset])
+
+    def mode_chosen(self, mode: str) -> list[Any]:
+        """The first preset of the mode, with its defaults."""
+        preset = PRESETS[self.presets(mode)[0][1]]
+        return self._updates({"preset": preset.name, **form.preset_values(preset)}, preset)
+
+    def preset_chosen(self, name: str) -> list[Any]:
+        """The defaults of the preset."""
+        preset = PRESETS[name]
+        return self._updates(form.preset_values(preset), preset)
+
+    def _updates(self, values: dict[str, Any], preset: Preset) -> list[Any]:
+        """An update for each control: its value where one is given, its choices, whether it is shown."""
+        updates = []
+        for field in form.FIELDS:
+            change: dict[str, Any] = {"visible": preset.mode in field.modes}
+            if field.name in values:
+                change["value"] = values[field.name]
+            if field.name == "preset":
+                change["choices"] = self.presets(preset.mode)
+            elif field.name == "size":
+                change["choices"] = form.size_choices(preset)
+            updates.append(gr.update(**change))
+        return updates
+
+    def submit(self, request: dict, token: str = "") -> str:
+        """Queue a request (the fields of ``k1.py generate``) and return its job's id."""
+        try:
+            values = json.loads(request) if isinstance(request, str) else request
+            made = GenerationRequest.from_dict(values)
+            for name in ("out", "save_latents"):
+                self._refuse_outside(name, getattr(made, name))
+            return self.client.submit(made, token=token or None)
+        except json.JSONDecodeError as error:
+            raise gr.Error(f"request: not JSON: {error}", print_exception=False) from error
+        except K1Error as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def _refuse_outside(self, name: str, path: str | None) -> None:
+        if path and not Path(path).expanduser().resolve().is_relative_to(self.out_dir):
+            raise UserError(name, path, f"a file in {self.out_dir}")
+
+    def status(self, job_id: str) -> dict:
+        """How a job fares: state, stage, step, total, seconds_per_step, eta_s, place, output, message, …"""
+        return snapshot_dict(self._known(job_id))
+
+    def stop(self, job_id: str, mode: str = "discard") -> str:
+        """Stop a job; returns the state it had."""
+        state = self._known(job_id).state
+        try:
+            self.client.stop(job_id, mode)
+        except K1Error as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return state
+
+    def queue(self) -> list:
+        """Jobs that run or wait, in order."""
+        return [snapshot_dict(job) for job in self.client.queue()]
+
+    def _known(self, job_id: str) -> JobSnapshot:
+        job = self._job(job_id)
+        if job is None:
+            raise gr.Error(f"job_id: got {job_id!r}; no such job", print_exception=False)
+        return job
+
+
+def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
+    """A snapshot as JSON for programs; ``eta`` is ``eta_s`` under its promised name."""
+    names = (
+        "id",
+        "state",
+        "stage",
+        "step",
+        "total",
+        "seconds_per_step",
+        "eta_s",
+        "place",
+        "output",
+        "message",
+        "request",
+        "result",
+        "created_at",
+        "started_at",
+        "finished_at",
+    )
+    values = {name: getattr(job, name) for name in names}
+    return {**values, "eta": job.eta_s, "notices": list(job.notices)}

@@ -1,0 +1,105 @@
+"use strict";
+window.k1 = (() => {
+  const DOUBLE_CLICK_MS = 1000;
+  let lastToken = "";
+  let lastTokenAt = -Infinity;
+  let justPressed = false;
+
+  const newId = () =>
+    window.crypto && crypto.randomUUID
+      ? crypto.randomUUID()
+      : `${Date.now()}-${Math.random().toString(36).slice(2)}`;
+
+  // Two presses in quick succession carry one token: the queue makes one job of them.
+  function token() {
+    const now = performance.now();
+    justPressed = true;
+    if (now - lastTokenAt > DOUBLE_CLICK_MS) {
+      lastToken = newId();
+      lastTokenAt = now;
+    }
+    return lastToken;
+  }
+
+  const dice = () => String(Math.floor(Math.random() * 2 ** 31));
+  const active = () => document.querySelector("#k1-progress [data-active]");
+
+  function progressChanged(element) {
+    const card = element.querySelector("[data-title]");
+    if (!card) return;
+    document.title = card.dataset.title;
+    if (justPressed && card.dataset.active) {
+      justPressed = false;
+      // where the columns stand one above the other the progress would be out of sight
+      if (window.innerWidth < 900) card.scrollIntoView({ block: "start", behavior: "smooth" });
+    }
+  }
+
+  function problemChanged(element) {
+    document.querySelectorAll(".k1-at-field").forEach((old) => old.remove());
+    document.querySelectorAll(".k1-bad").forEach((old) => old.classList.remove("k1-bad"));
+    const problem = element.querySelector("[data-field]");
+    const field = problem && document.getElementById(`k1-f-${problem.dataset.field}`);
+    if (!field || !field.offsetParent) return;
+    const line = document.createElement("p");
+    line.className = "k1-at-field";
+    line.textContent = problem.textContent;
+    field.append(line);
+    field.classList.add("k1-bad");
+    const input = field.querySelector("textarea, input, button");
+    if (input) input.focus({ preventScroll: true });
+    field.scrollIntoView({ block: "nearest", behavior: "smooth" });
+  }
+
+  function askBeforeStopping() {
+    let dialog = document.getElementById("k1-ask");
+    if (!dialog) {
+      dialog = document.createElement("dialog");
+      dialog.id = "k1-ask";
+      dialog.setAttribute("aria-labelledby", "k1-ask-text");
+      dialog.innerHTML =
+        '<form method="dialog"><p id="k1-ask-text">Stop this job? What it has painted so far is dropped.</p>' +
+        '<div><button value="keep" autofocus>Keep going</button>' +
+        '<button value="stop" class="k1-danger">Stop it</button></div></form>';
+      dialog.addEventListener("close", () => {
+        if (dialog.returnValue === "stop") document.getElementById("k1-stop").click();
+        dialog.returnValue = "";
+      });
+      (document.querySelector(".gradio-container") || document.body).append(dialog);
+    }
+    if (!dialog.open) dialog.showModal();
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) {
+      const button = document.getElementById("k1-generate");
+      if (button && !document.querySelector("dialog[open]")) {
+        event.preventDefault();
+        event.stopPropagation();
+        button.click();
+      }
+    } else if (event.key === "Escape" && !event.defaultPrevented && active()) {
+      const open = document.querySelector("ul.options, dialog[open]") || document.fullscreenElement;
+      if (!open) {
+        event.preventDefault();
+        askBeforeStopping();
+      }
+    }
+  }, true);
+
+  // Results in the list move while the pointer or the keyboard is on them.
+  const tileVideo = (event) => {
+    const tile = event.target.closest && event.target.closest(".k1-tile");
+    return tile && tile.querySelector("video");
+  };
+  for (const [name, act] of [["pointerover", "play"], ["focusin", "play"], ["pointerout", "pause"], ["focusout", "pause"]]) {
+    document.addEventListener(name, (event) => {
+      const video = tileVideo(event);
+      if (!video) return;
+      if (act === "play") video.play().catch(() => {});
+      else video.pause();
+    });
+  }
+
+  return { token, dice, progressChanged, problemChanged };
+})();

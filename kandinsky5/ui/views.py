@@ -1,0 +1,218 @@
+"""What happens, as fragments of the page. Pure functions of snapshots; texts from people are escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kandinsky5.presets import PRESETS
+
+if TYPE_CHECKING:
+    from kandinsky5.worker.client import JobSnapshot
+
+STAGE_WORDS = {
+    "load": "Loading the model",
+    "encode text": "Reading the prompt",
+    "encode image": "Looking at the image",
+    "denoise": "Painting",
+    "decode": "Decoding frames",
+    "save": "Saving",
+}
+ENDED_WORDS = {
+    "done": "Finished",
+    "failed": "Failed",
+    "stopped": "Stopped",
+    "interrupted": "Interrupted",
+}
+_TEMPLATE_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
+
+
+def safe(value: object) -> str:
+    """Text for the page; also inert in the template language of gradio's HTML component."""
+    return html.escape(str(value)).translate(_TEMPLATE_SIGNS)
+
+
+def duration_text(seconds: float) -> str:
+    """A time a person reads at a glance: ``0.8 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def is_active(job: JobSnapshot) -> bool:
+    """Whether the job waits or runs."""
+    return job.state in ("queued", "running")
+
+
+def prompt_of(job: JobSnapshot) -> str:
+    return str(job.request.get("prompt", ""))
+
+
+def progress(job: JobSnapshot | None, queue: Sequence[JobSnapshot]) -> str:
+    """The card that tells how the watched job fares, and the jobs around it."""
+    if job is None:
+        return (
+            '<section class="k1-progress" data-state="idle" data-title="K1">'
+            '<p class="k1-line"><b>Ready</b><span>Describe a scene, then press Generate.</span></p></section>'
+        )
+    head, detail, bar = _progress_parts(job)
+    active = ' data-active="yes"' if is_active(job) else ""
+    others = "".join(_queue_row(other) for other in queue if other.id != job.id)
+    others = f'<ol class="k1-queue" aria-label="Other jobs">{others}</ol>' if others else ""
+    return (
+        f'<section class="k1-progress" data-state="{safe(job.state)}" data-job="{safe(job.id)}"'
+        f' data-title="{safe(_title(job))}"{active}>'
+        f'<p class="k1-line" role="status"><b>{safe(head)}</b><span>{safe(detail)}</span></p>{bar}'
+        f'<p class="k1-what">{safe(prompt_of(job))}</p>{_notices(job)}{others}</section>'
+    )
+
+
+def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
+    """(headline, detail, bar) of a job."""
+    if job.state == "queued":
+        ahead = f"{job.place} ahead of it" if job.place > 0 else "starts in a moment"
+        return "In the queue", ahead, _bar(None)
+    if job.state == "running":
+        stage = STAGE_WORDS.get(job.stage or "", "Starting")
+        if job.stage == "denoise" and job.total:
+            return stage, _step_text(job), _bar(job.step / job.total)
+        return (
+            stage,
+            "",
+            _bar(None if job.stage in (None, "load", "encode text", "encode image") else 1.0),
+        )
+    if job.state == "done":
+        took = (job.finished_at or 0) - (job.started_at or 0)
+        return ENDED_WORDS["done"], f"in {duration_text(max(took, 0))}", ""
+    if job.state == "stopped":
+        at = f"at step {job.step} of {job.total}" if job.total else "before its first step"
+        return ENDED_WORDS["stopped"], at, ""
+    return ENDED_WORDS.get(job.state, job.state), job.message or "the log says more", ""
+
+
+def _step_text(job: JobSnapshot) -> str:
+    parts = [f"step {job.step} of {job.total}"]
+    if job.seconds_per_step is not None:
+        parts.append(f"{duration_text(job.seconds_per_step)} a step")
+    if job.eta_s is not None:
+        parts.append(f"about {duration_text(job.eta_s)} left")
+    return " · ".join(parts)
+
+
+def _title(job: JobSnapshot) -> str:
+    if job.state == "running" and job.stage == "denoise" and job.total:
+        left = f" · {duration_text(job.eta_s)} left" if job.eta_s is not None else ""
+        return f"{round(100 * job.step / job.total)} %{left} · K1"
+    if job.state == "running":
+        return f"{STAGE_WORDS.get(job.stage or '', 'Starting')} · K1"
+    return {"queued": "Waiting · K1", "done": "✓ Done · K1", "failed": "Failed · K1"}.get(
+        job.state, "K1"
+    )
+
+
+def _bar(share: float | None) -> str:
+    if share is None:
+        return '<div class="k1-bar" role="progressbar" aria-label="Progress"><i class="k1-unknown"></i></div>'
+    percent = round(100 * share, 1)
+    return (
+        '<div class="k1-bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{percent:g}"><i style="width:{percent:g}%"></i></div>'
+    )
+
+
+def _notices(job: JobSnapshot) -> str:
+    rows = "".join(f"<li>{safe(text)}</li>" for text in job.notices)
+    return f'<ul class="k1-notices">{rows}</ul>' if rows else ""
+
+
+def _queue_row(job: JobSnapshot) -> str:
+    place = "now" if job.state == "running" else f"no. {job.place}"
+    return (
+        f'<li><span class="k1-place">{safe(place)}</span><span class="k1-clip">{safe(prompt_of(job))}</span>'
+        f'<button type="button" class="k1-cancel" data-stop="{safe(job.id)}" title="Stop this job"'
+        f' aria-label="Stop: {safe(prompt_of(job)[:60])}">Stop</button></li>'
+    )
+
+
+def player(job: JobSnapshot | None) -> str:
+    """The result: its picture and what made it; a drawing while there is none."""
+    if job is None or not job.output:
+        return (
+            '<figure class="k1-player k1-empty"><div class="k1-stage">'
+            '<div class="k1-shapes" aria-hidden="true"><i></i><i></i><i></i></div>'
+            "<p>Your video plays here as soon as it is made.</p></div></figure>"
+        )
+    source = f"/k1/result/{safe(job.id)}"
+    label = safe(prompt_of(job)[:120])
+    if Path(job.output).suffix == ".png":
+        media = f'<img src="{source}" alt="{label}">'
+    else:
+        media = f'<video src="{source}" aria-label="{label}" controls autoplay loop muted playsinline></video>'
+    facts = "".join(
+        f"<li><span>{safe(name)}</span> {safe(value)}</li>" for name, value in _facts(job)
+    )
+    return (
+        f'<figure class="k1-player" data-job="{safe(job.id)}"><div class="k1-stage">{media}</div>'
+        f'<figcaption><p class="k1-prompt">{safe(prompt_of(job))}</p><ul class="k1-facts">{facts}</ul>'
+        f'{_notices(job)}<a class="k1-download" href="{source}?download" download>Download</a>'
+        "</figcaption></figure>"
+    )
+
+
+def _facts(job: JobSnapshot) -> list[tuple[str, str]]:
+    made: dict[str, Any] = job.result or {}
+    facts: list[tuple[str, str]] = []
+    preset = PRESETS.get(str(job.request.get("preset")))
+    if (seed := made.get("seed", job.request.get("seed"))) is not None:
+        facts.append(("seed", str(seed)))
+    if made.get("width") and made.get("height"):
+        facts.append(("size", f"{made['width']} × {made['height']}"))
+    if made.get("frames", 1) > 1:
+        facts.append(("frames", str(made["frames"])))
+    if made.get("steps_run"):
+        facts.append(("steps", str(made["steps_run"])))
+    if job.started_at and job.finished_at:
+        facts.append(("took", duration_text(job.finished_at - job.started_at)))
+    peak = made.get("peak_vram_bytes") or made.get("peak_rss_bytes")
+    if peak:
+        facts.append(
+            ("VRAM" if made.get("peak_vram_bytes") else "memory", f"{peak / 2**30:.1f} GB")
+        )
+    if preset:
+        facts.append(("preset", preset.name))
+    return facts
+
+
+def gallery(jobs: Sequence[JobSnapshot], shown_id: str | None) -> str:
+    """Finished jobs as buttons, newest first."""
+    tiles = "".join(_tile(job, job.id == shown_id) for job in jobs)
+    if not tiles:
+        return '<p class="k1-none">Results of this machine will be listed here, newest first.</p>'
+    return f'<div class="k1-gallery">{tiles}</div>'
+
+
+def _tile(job: JobSnapshot, shown: bool) -> str:
+    source = f"/k1/result/{safe(job.id)}"
+    picture = (
+        f'<img src="{source}" alt="" loading="lazy">'
+        if Path(job.output or "").suffix == ".png"
+        else f'<video src="{source}#t=0.5" muted loop playsinline preload="metadata" tabindex="-1"></video>'
+    )
+    current = ' aria-current="true"' if shown else ""
+    text = safe(prompt_of(job))
+    return (
+        f'<button type="button" class="k1-tile" data-job="{safe(job.id)}" title="{text}"{current}>'
+        f'{picture}<span class="k1-clip">{text}</span></button>'
+    )
+
+
+def problem(field: str, text: str) -> str:
+    """The line that says why nothing was started; the page's script also sets it at the field."""
+    return f'<p class="k1-problem" role="alert" data-field="{safe(field)}">{safe(text)}</p>'

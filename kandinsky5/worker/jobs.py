@@ -1,0 +1,319 @@
+"""Jobs and their states, in SQLite, so that they survive reloads and restarts.
+
+One program at a time owns a store. Only the standard library is needed here.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from kandinsky5.errors import K1Error, UserError
+
+SCHEMA_VERSION = 1
+FINAL_STATES = ("done", "failed", "stopped", "interrupted")
+STATES = ("queued", "running", *FINAL_STATES)
+LEFT_RUNNING = "the program ended during this job; start it again"
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    token TEXT UNIQUE,
+    state TEXT NOT NULL,
+    request TEXT NOT NULL,
+    stage TEXT,
+    step INTEGER NOT NULL DEFAULT 0,
+    total INTEGER NOT NULL DEFAULT 0,
+    output TEXT,
+    message TEXT,
+    notices TEXT NOT NULL DEFAULT '[]',
+    result TEXT,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    finished_at REAL
+);
+CREATE INDEX jobs_by_state ON jobs (state, number);
+CREATE INDEX jobs_by_end ON jobs (finished_at, number);
+"""
+
+
+@dataclass(frozen=True)
+class JobSnapshot:
+    """A job at one moment.
+
+    Attributes:
+        id: names the job for good.
+        state: one of :data:`STATES`.
+        request: as :meth:`kandinsky5.request.GenerationRequest.to_dict` gives it, with its seed.
+        stage: of :data:`kandinsky5.events.STAGES`; None before the first.
+        step, total: steps of the schedule, done and in all.
+        seconds_per_step, eta_s: of a running job; None when not known.
+        place: 0 running, n the n-th in the queue, −1 over.
+        output: path of the file, once done.
+        message: one line, for failed and interrupted jobs.
+        notices: what the user should know.
+        result: as :meth:`kandinsky5.request.GenerationResult.to_dict` gives it, once done.
+        created_at, started_at, finished_at: unix seconds.
+    """
+
+    id: str
+    state: str
+    request: dict[str, Any]
+    stage: str | None = None
+    step: int = 0
+    total: int = 0
+    seconds_per_step: float | None = None
+    eta_s: float | None = None
+    place: int = -1
+    output: str | None = None
+    message: str | None = None
+    notices: tuple[str, ...] = ()
+    result: dict[str, Any] | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+class JobStore:
+    """The jobs of one state folder; every method may be called from any thread.
+
+    Opening it marks jobs that a former program left running as interrupted; queued ones stay queued.
+
+    Args:
+        file: the database; made when absent, like its folder.
+
+    Raises:
+        UserError: the folder cannot be written, another program has the store open, or the file is not a
+            job store of this version.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner_lock = _own(file)
+        try:
+            self._connection = _open(file)
+            self.interrupt_running(LEFT_RUNNING)
+        except sqlite3.Error as error:
+            self.close()
+            raise UserError(
+                "state folder", str(file), f"not a usable job store ({error}); move this file away"
+            ) from error
+        except UserError:
+            self.close()
+            raise
+
+    def add(
+        self, request: dict[str, Any], *, token: str | None = None, notices: Sequence[str] = ()
+    ) -> str:
+        """Queue a job; a token that came before gives the job of that time and adds none."""
+        with self._lock:
+            if token is not None and (known := self.id_of_token(token)) is not None:
+                return known
+            job_id = secrets.token_hex(8)
+            self._change(
+                "INSERT INTO jobs (id, token, state, request, notices, created_at)"
+                " VALUES (?, ?, 'queued', ?, ?, ?)",
+                (job_id, token, json.dumps(request), json.dumps(list(notices)), time.time()),
+            )
+            return job_id
+
+    def id_of_token(self, token: str) -> str | None:
+        """The job that was added with this token."""
+        rows = self._rows("SELECT id FROM jobs WHERE token = ?", (token,))
+        return rows[0]["id"] if rows else None
+
+    def claim_next(self) -> JobSnapshot | None:
+        """Turn the oldest queued job into the running one; None when none waits."""
+        with self._lock:
+            rows = self._rows("SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1")
+            if not rows:
+                return None
+            self._change(
+                "UPDATE jobs SET state = 'running', started_at = ? WHERE id = ?",
+                (time.time(), rows[0]["id"]),
+            )
+            return self.get(rows[0]["id"])
+
+    def stop_queued(self, job_id: str) -> bool:
+        """Take a job out of the queue; False when it was not in it."""
+        changed = self._change(
+            "UPDATE jobs SET state = 'stopped', finished_at = ? WHERE id = ? AND state = 'queued'",
+            (time.time(), job_id),
+        )
+        return changed == 1
+
+    def record_progress(
+        self, job_id: str, *, stage: str | None, step: int, total: int, notices: Sequence[str]
+    ) -> None:
+        """Keep how far a job has come."""
+        self._change(
+            "UPDATE jobs SET stage = ?, step = ?, total = ?, notices = ? WHERE id = ?",
+            (stage, step, total, json.dumps(list(notices)), job_id),
+        )
+
+    def finish(
+        self,
+        job_id: str,
+        state: str,
+        *,
+        message: str | None = None,
+        result: dict[str, Any] | None = None,
+    ) -> None:
+        """End a job in one of :data:`FINAL_STATES`; a job that is over already stays as it is."""
+        if state not in FINAL_STATES:
+            raise ValueError(f"{state!r} does not end a job; one of {', '.join(FINAL_STATES)} does")
+        self._change(
+            "UPDATE jobs SET state = ?, message = ?, result = ?, output = ?, finished_at = ?"
+            " WHERE id = ? AND state IN ('queued', 'running')",
+            (
+                state,
+                message,
+                None if result is None else json.dumps(result),
+                None if result is None else result.get("output"),
+                time.time(),
+                job_id,
+            ),
+        )
+
+    def interrupt_running(self, message: str) -> None:
+        """End whatever is marked as running."""
+        self._change(
+            "UPDATE jobs SET state = 'interrupted', message = ?, finished_at = ?"
+            " WHERE state = 'running'",
+            (message, time.time()),
+        )
+
+    def get(self, job_id: str) -> JobSnapshot:
+        """The job as the store knows it.
+
+        Raises:
+            KeyError: there is no such job.
+        """
+        with self._lock:
+            rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
+            if not rows:
+                raise KeyError(job_id)
+            until_it = self._rows(
+                "SELECT id FROM jobs WHERE state = 'queued' AND number <= ?", (rows[0]["number"],)
+            )
+        return _snapshot(rows[0], place=len(until_it))
+
+    def queue(self) -> tuple[JobSnapshot, ...]:
+        """The running job, then those that wait, in their order."""
+        rows = self._rows(
+            "SELECT * FROM jobs WHERE state IN ('running', 'queued')"
+            " ORDER BY state = 'queued', number"
+        )
+        running = sum(row["state"] == "running" for row in rows)
+        return tuple(_snapshot(row, place=index - running + 1) for index, row in enumerate(rows))
+
+    def history(self, limit: int, offset: int = 0) -> tuple[JobSnapshot, ...]:
+        """Jobs that are over, the newest first."""
+        rows = self._rows(
+            "SELECT * FROM jobs WHERE finished_at IS NOT NULL"
+            " ORDER BY finished_at DESC, number DESC LIMIT ? OFFSET ?",
+            (max(limit, 0), max(offset, 0)),
+        )
+        return tuple(_snapshot(row) for row in rows)
+
+    def close(self) -> None:
+        """Let go of the file; calling it again does nothing."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self._owner_lock.close()
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._open_connection().execute(query, values).fetchall()
+
+    def _change(self, statement: str, values: tuple[Any, ...]) -> int:
+        """The number of rows changed."""
+        with self._lock:
+            return self._open_connection().execute(statement, values).rowcount
+
+    def _open_connection(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise K1Error("the studio is closing; start it again")
+        return self._connection
+
+
+def _snapshot(row: sqlite3.Row, *, place: int = 0) -> JobSnapshot:
+    state = row["state"]
+    return JobSnapshot(
+        id=row["id"],
+        state=state,
+        request=json.loads(row["request"]),
+        stage=row["stage"],
+        step=row["step"],
+        total=row["total"],
+        place={"running": 0, "queued": place}.get(state, -1),
+        output=row["output"],
+        message=row["message"],
+        notices=tuple(json.loads(row["notices"])),
+        result=None if row["result"] is None else json.loads(row["result"]),
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    """A connection that commits each statement; the schema is made or checked."""
+    connection = sqlite3.connect(file, timeout=10.0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise UserError(
+                "state folder",
+                str(file),
+                f"its jobs are of version {version}, this K1 knows {SCHEMA_VERSION}: update K1"
+                " or give another --state-dir",
+            )
+        if version == 0:
+            connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+    except (sqlite3.Error, UserError):
+        connection.close()
+        raise
+    return connection
+
+
+def _own(file: Path) -> IO[str]:
+    """The lock that says whose store this is; it is let go when closed or when the program ends."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_suffix(".lock").open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            "state folder", str(file.parent), f"a folder that can be written ({error.strerror})"
+        ) from error
+    if sys.platform == "win32":
+        return lock
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UserError(
+            "state folder",
+            str(file.parent),
+            "another K1 is at work there: use that one, end it, or give another --state-dir",
+        ) from error
+    return lock

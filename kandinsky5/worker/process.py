@@ -1,0 +1,218 @@
+"""The worker process: one pipeline, kept warm, that runs jobs one after another.
+
+Its main thread runs the jobs; a second thread reads commands, so that a stop is heard during a job.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import logging
+import logging.handlers
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from kandinsky5.errors import K1Error, Stopped
+from kandinsky5.events import EventSink, PipelineEvent
+from kandinsky5.request import GenerationRequest, GenerationResult
+from kandinsky5.worker.protocol import (
+    Event,
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    RunJob,
+    Shutdown,
+    StopJob,
+    WorkerReady,
+    WorkerSettings,
+)
+
+LOG_BYTES = 2_000_000
+LOG_BACKUPS = 3
+MAX_MESSAGE_CHARACTERS = 2000
+_PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
+
+
+class JobPipeline(Protocol):
+    """What the worker needs of a pipeline."""
+
+    def run(
+        self,
+        request: GenerationRequest,
+        *,
+        out: Path,
+        emit: EventSink,
+        should_stop: Callable[[], bool],
+    ) -> GenerationResult: ...
+
+
+def serve(connection: Connection, settings: WorkerSettings) -> None:
+    """Run jobs from ``connection`` until told to leave or until the parent is gone."""
+    _bind_to_parent(settings.parent_pid)
+    _log_to(Path(settings.log_file))
+    Worker(connection, settings, when_orphaned=_leave_at_once).run()
+
+
+class Worker:
+    """The jobs of one process.
+
+    Args:
+        connection: commands come in and events go out here.
+        settings: names the pipeline; it is imported and built in :meth:`run`.
+        when_orphaned: called when the other end of the connection is gone.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: WorkerSettings,
+        *,
+        when_orphaned: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._when_orphaned = when_orphaned
+        self._settings = settings
+        self._pipeline: JobPipeline | None = None
+        self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
+        self._stops: dict[str, threading.Event] = {}
+        self._leaving = threading.Event()
+        self._sending = threading.Lock()
+
+    def run(self) -> None:
+        """Warm up, then run jobs as they come; returns after a :class:`Shutdown`."""
+        threading.Thread(target=self._read_commands, name="k1-commands", daemon=True).start()
+        try:
+            self._warm_pipeline()
+        except Exception:  # the first job tries again and then says what is wrong
+            log.exception("the pipeline could not be built")
+        self._send(WorkerReady(os.getpid()))
+        while not self._leaving.is_set():
+            job = self._jobs.get()
+            if job is not None:
+                self._run_job(job)
+        log.info("worker leaves")
+
+    def _run_job(self, job: RunJob) -> None:
+        """The job boundary: whatever happens inside becomes one event and a line in the log."""
+        stop = self._stops[job.job_id]
+        self._send(JobStarted(job.job_id))
+        log.info("job %s started", job.job_id)
+        try:
+            if stop.is_set():
+                raise Stopped("stopped before it began")
+            result = self._result_of(job, stop)
+            self._send(JobFinished(job.job_id, result.to_dict()))
+            log.info("job %s wrote %s", job.job_id, result.output)
+        except Stopped:
+            log.info("job %s stopped", job.job_id)
+            self._send(JobStopped(job.job_id))
+        except K1Error as error:
+            log.exception("job %s failed", job.job_id)
+            self._send(JobFailed(job.job_id, one_line(str(error)), error.exit_code))
+        except Exception as error:
+            log.exception("job %s failed unexpectedly", job.job_id)
+            cause = one_line(f"{type(error).__name__}: {error}")
+            message = f"unexpected error: {cause}; see the log {self._settings.log_file}"
+            self._send(JobFailed(job.job_id, message, K1Error.exit_code))
+        finally:
+            self._stops.pop(job.job_id, None)
+
+    def _result_of(self, job: RunJob, stop: threading.Event) -> GenerationResult:
+        def emit(event: PipelineEvent) -> None:
+            self._send(JobEvent(job.job_id, event))
+
+        request = GenerationRequest.from_dict(job.request)
+        pipeline = self._warm_pipeline()
+        return pipeline.run(request, out=Path(job.out), emit=emit, should_stop=stop.is_set)
+
+    def _warm_pipeline(self) -> JobPipeline:
+        if self._pipeline is None:
+            module, _, name = self._settings.pipeline.partition(":")
+            build = getattr(importlib.import_module(module), name)
+            self._pipeline = build(models_dirs=tuple(map(Path, self._settings.models_dirs)))
+        return self._pipeline
+
+    def _send(self, event: Event) -> None:
+        try:
+            with self._sending:
+                self._connection.send(event)
+        except OSError:
+            log.warning("nobody hears %s", type(event).__name__)
+
+    def _read_commands(self) -> None:
+        while True:
+            try:
+                command = self._connection.recv()
+            except (EOFError, OSError):
+                self._when_orphaned()
+                return
+            if isinstance(command, RunJob):
+                self._stops[command.job_id] = threading.Event()
+                self._jobs.put(command)
+            elif isinstance(command, StopJob):
+                if stop := self._stops.get(command.job_id):
+                    stop.set()
+            elif isinstance(command, Shutdown):
+                self._leaving.set()
+                for stop in list(self._stops.values()):
+                    stop.set()
+                self._jobs.put(None)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, cut to :data:`MAX_MESSAGE_CHARACTERS`."""
+    joined = " ".join(text.split())
+    return (
+        joined if len(joined) <= MAX_MESSAGE_CHARACTERS else joined[:MAX_MESSAGE_CHARACTERS] + "…"
+    )
+
+
+def _bind_to_parent(parent_pid: int) -> None:
+    """Leave Ctrl-C to the parent, lead an own process group, and die when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "win32":
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        os.setsid()
+    except PermissionError:
+        log.debug("already leads a process group")
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        _leave_at_once()
+
+
+def _leave_at_once() -> NoReturn:
+    """The parent is gone: nobody waits for the result, so this process and its children end here."""
+    log.warning("the page is gone; the worker leaves")
+    if sys.platform != "win32" and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def _log_to(file: Path) -> None:
+    """Everything this process says goes to a rotating file, with the stack of a crash in native code."""
+    handler = logging.handlers.RotatingFileHandler(
+        file, maxBytes=LOG_BYTES, backupCount=LOG_BACKUPS, encoding="utf-8"
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    with file.open("a", encoding="utf-8") as sink:
+        for stream in (1, 2):
+            os.dup2(sink.fileno(), stream)
+    faulthandler.enable(file=2)
+    log.info("worker %d", os.getpid())

@@ -1,0 +1,311 @@
+"""The thread that takes queued jobs, one at a time, through a worker process and notes what comes of them.
+
+The worker may die at any moment; then its job is marked and the next job gets a new worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kandinsky5.errors import K1Error
+from kandinsky5.events import Notice, PipelineEvent, StageStarted, StepDone
+from kandinsky5.request import GenerationRequest
+from kandinsky5.worker.handle import WorkerHandle, describe_death
+from kandinsky5.worker.jobs import JobSnapshot, JobStore
+from kandinsky5.worker.protocol import (
+    JobEvent,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    RunJob,
+    Shutdown,
+    StopJob,
+    WorkerReady,
+    WorkerSettings,
+)
+
+SAVE_PROGRESS_EVERY_S = 2.0
+DEATH_GRACE_S = 2.0
+PAUSE_AFTER_STUMBLE_S = 1.0
+STOP_SHARE, LEAVE_SHARE = 0.4, 0.2
+"""Parts of the time for closing: for the running job to stop, and for the worker to leave by itself."""
+CLOSED_DURING_JOB = "the studio was closed during this job; start it again"
+HAD_TO_BE_ENDED = "the worker did not answer to the stop and was ended"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LiveJob:
+    """What is known of the running job beyond its row in the store."""
+
+    id: str
+    notices: list[str] = field(default_factory=list)
+    stage: str | None = None
+    step: int = 0
+    total: int = 0
+    seconds_per_step: float | None = None
+    eta_s: float | None = None
+    stop_mode: str | None = None
+    kill_at: float | None = None
+    saved_at: float = 0.0
+
+    def note(self, event: PipelineEvent) -> None:
+        if isinstance(event, StageStarted):
+            self.stage, self.eta_s = event.stage, None
+        elif isinstance(event, StepDone):
+            self.step, self.total = event.step, event.total
+            self.seconds_per_step, self.eta_s = event.seconds_per_step, event.eta_s
+        elif isinstance(event, Notice) and event.text not in self.notices:
+            self.notices.append(event.text)
+
+
+class JobPump:
+    """Runs the jobs of a store.
+
+    Args:
+        store: where jobs come from and their ends are noted.
+        settings: what a worker is started with.
+        choose_output: gives the path of a job's result when it starts.
+        stop_grace_s: how long a worker may take to obey a stop before it is ended.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        settings: WorkerSettings,
+        *,
+        choose_output: Callable[[GenerationRequest], Path],
+        stop_grace_s: float,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._choose_output = choose_output
+        self._stop_grace_s = stop_grace_s
+        self._lock = threading.RLock()
+        self._live: LiveJob | None = None
+        self._worker: WorkerHandle | None = None
+        self._closing = threading.Event()
+        self._close_timeout_s = 0.0
+        self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        self._woken = False
+        self._thread = threading.Thread(target=self._run, name="k1-pump", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the worker warms up in the background."""
+        self._thread.start()
+
+    @property
+    def worker_pid(self) -> int | None:
+        worker = self._worker
+        return None if worker is None else worker.pid
+
+    def wake(self) -> None:
+        """Look at the store again."""
+        with self._lock:
+            if not self._woken:
+                self._woken = True
+                self._wake_writer.send_bytes(b"\0")
+
+    def stop(self, job_id: str, mode: str) -> None:
+        """Ask the running job to end; nothing happens when it is another one."""
+        with self._lock:
+            if self._live is not None and self._live.id == job_id and self._live.stop_mode is None:
+                self._live.stop_mode = mode
+                self.wake()
+
+    def with_progress(self, read: Callable[[], tuple[JobSnapshot, ...]]) -> tuple[JobSnapshot, ...]:
+        """What ``read`` takes from the store, the running job with its progress of this moment."""
+        with self._lock:
+            return tuple(self._seen_live(job) for job in read())
+
+    def close(self, timeout_s: float) -> None:
+        """Interrupt the running job, end the worker and the thread within about that time."""
+        self._close_timeout_s = timeout_s
+        self._closing.set()
+        self.wake()
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive() and (worker := self._worker) is not None:
+            worker.kill()
+            self._thread.join(DEATH_GRACE_S)
+
+    def _seen_live(self, job: JobSnapshot) -> JobSnapshot:
+        live = self._live
+        if live is None or live.id != job.id or job.state != "running":
+            return job
+        return replace(
+            job,
+            stage=live.stage,
+            step=live.step,
+            total=live.total,
+            seconds_per_step=live.seconds_per_step,
+            eta_s=live.eta_s,
+            notices=tuple(live.notices),
+        )
+
+    def _run(self) -> None:
+        if sys.platform != "win32":
+            # A worker inherits this: Ctrl-C at the terminal must not hit it while it starts.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._worker = WorkerHandle(self._settings)
+        except OSError:
+            log.exception("no worker could be started; the next job tries again")
+        while not self._closing.is_set():
+            try:
+                self._turn()
+            except Exception as error:  # if this thread died, every page would wait for ever
+                log.exception("the queue stumbled")
+                self._give_up(error)
+        self._wind_up()
+
+    def _turn(self) -> None:
+        """Start what can be started, wait until something happens, and see to it."""
+        self._take_next()
+        self._pass_on_stop()
+        ends = [self._wake_reader]
+        if self._worker is not None:
+            ends.append(self._worker.connection)
+        ready = multiprocessing.connection.wait(ends, self._patience_s())
+        if self._wake_reader in ready:
+            with self._lock:
+                self._wake_reader.recv_bytes()
+                self._woken = False
+        if self._worker is not None and self._worker.connection in ready:
+            self._receive(self._worker)
+
+    def _take_next(self) -> None:
+        with self._lock:
+            if self._live is not None or self._closing.is_set():
+                return
+            job = self._store.claim_next()
+            if job is None:
+                return
+            self._live = LiveJob(job.id, notices=list(job.notices))
+        try:
+            out = self._choose_output(GenerationRequest.from_dict(job.request))
+            if self._worker is None:
+                self._worker = WorkerHandle(self._settings)
+        except K1Error as error:
+            self._finish("failed", message=str(error))
+        except OSError as error:
+            self._finish("failed", message=f"the worker could not be started ({error}); try again")
+        else:
+            self._worker.send(RunJob(job.id, job.request, str(out)))
+
+    def _pass_on_stop(self) -> None:
+        """Tell the worker of a stop once; end it when it has not obeyed in time."""
+        live, worker = self._live, self._worker
+        if live is None or worker is None or live.stop_mode is None:
+            return
+        if live.kill_at is None:
+            worker.send(StopJob(live.id, live.stop_mode))
+            live.kill_at = time.monotonic() + self._stop_grace_s
+        elif time.monotonic() >= live.kill_at:
+            log.warning("worker %s did not answer to a stop", worker.pid)
+            worker.end(0.0)
+            self._worker = None
+            self._finish("stopped", message=HAD_TO_BE_ENDED)
+            self.wake()
+
+    def _patience_s(self) -> float | None:
+        live = self._live
+        if live is None or live.kill_at is None:
+            return None
+        return max(0.0, live.kill_at - time.monotonic())
+
+    def _receive(self, worker: WorkerHandle) -> None:
+        try:
+            event = worker.receive()
+        except (EOFError, OSError):
+            self._worker = None
+            message = describe_death(worker.end(DEATH_GRACE_S), self._settings.log_file)
+            log.warning("%s", message)
+            self._finish("interrupted", message=message)
+            return
+        live = self._live
+        if isinstance(event, WorkerReady):
+            worker.ready = True
+        elif live is None or event.job_id != live.id:
+            log.warning("worker spoke of job %s, which is over", event.job_id)
+        elif isinstance(event, JobEvent):
+            self._note(live, event.event)
+        elif isinstance(event, JobFinished):
+            self._finish("done", result=event.result)
+        elif isinstance(event, JobFailed):
+            self._finish("failed", message=event.message)
+        elif isinstance(event, JobStopped):
+            asked = live.stop_mode is not None or not self._closing.is_set()
+            self._finish(
+                "stopped" if asked else "interrupted",
+                message=None if asked else CLOSED_DURING_JOB,
+            )
+        else:
+            assert isinstance(event, JobStarted)
+
+    def _note(self, live: LiveJob, event: PipelineEvent) -> None:
+        with self._lock:
+            live.note(event)
+        now = time.monotonic()
+        if not isinstance(event, StepDone) or now - live.saved_at >= SAVE_PROGRESS_EVERY_S:
+            live.saved_at = now
+            try:
+                self._save_progress(live)
+            except sqlite3.Error as error:  # a full disk must not end a job that still computes
+                log.warning("progress could not be kept: %s", error)
+
+    def _save_progress(self, live: LiveJob) -> None:
+        self._store.record_progress(
+            live.id, stage=live.stage, step=live.step, total=live.total, notices=live.notices
+        )
+
+    def _finish(
+        self, state: str, *, message: str | None = None, result: dict[str, Any] | None = None
+    ) -> None:
+        """End the running job, if there is one."""
+        with self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                self._save_progress(live)
+                self._store.finish(live.id, state, message=message, result=result)
+
+    def _give_up(self, error: Exception) -> None:
+        """After an error nobody foresaw: end job and worker, so that the next job starts afresh."""
+        worker, live = self._worker, self._live
+        if worker is not None and live is not None:
+            self._worker = None
+            worker.end(0.0)
+        with contextlib.suppress(sqlite3.Error, K1Error):
+            self._finish("failed", message=f"unexpected error: {error}; see the page's log")
+        self._closing.wait(PAUSE_AFTER_STUMBLE_S)
+
+    def _wind_up(self) -> None:
+        """End job and worker; the job first gets a moment to put its files away."""
+        until = time.monotonic() + self._close_timeout_s * STOP_SHARE
+        while (worker := self._worker) is not None and self._live is not None and worker.ready:
+            if self._live.kill_at is None:
+                worker.send(StopJob(self._live.id))
+                self._live.kill_at = until
+            if not worker.connection.poll(max(0.0, until - time.monotonic())):
+                break
+            self._receive(worker)
+        if worker is not None:
+            worker.send(Shutdown())
+            worker.end(self._close_timeout_s * LEAVE_SHARE if worker.ready else 0.0)
+            self._worker = None
+        self._finish("interrupted", message=CLOSED_DURING_JOB)

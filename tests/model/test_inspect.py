@@ -1,0 +1,241 @@
+"""What a file is, from its header alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.inspect import FileReport, inspect_file
+from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+LITE = DiTConfig()
+IMAGE = DiTConfig(
+    model_dim=2560, ff_dim=10240, num_visual_blocks=50, axes_dims=(32, 48, 48), visual_cond=False
+)
+EDIT = DiTConfig(
+    model_dim=2560,
+    ff_dim=10240,
+    num_visual_blocks=50,
+    axes_dims=(32, 48, 48),
+    visual_cond=False,
+    instruct_type="channel",
+)
+PRO = DiTConfig(
+    model_dim=4096,
+    ff_dim=16384,
+    time_dim=1024,
+    num_text_blocks=4,
+    num_visual_blocks=60,
+    axes_dims=(32, 48, 48),
+)
+DEMO = DiTConfig(
+    in_text_dim=64,
+    in_text_dim2=32,
+    time_dim=128,
+    model_dim=192,
+    ff_dim=768,
+    num_text_blocks=1,
+    num_visual_blocks=2,
+)
+CUSTOM = DiTConfig(
+    in_text_dim=24,
+    in_text_dim2=12,
+    time_dim=32,
+    model_dim=64,
+    ff_dim=96,
+    num_text_blocks=1,
+    num_visual_blocks=2,
+    axes_dims=(8, 12, 12),
+)
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "F8_E4M3": 1}
+
+
+def shapes_of(model: type, config: object) -> Shapes:
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in model(config).state_dict().items()}
+
+
+def write(
+    path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict | None = None
+) -> Path:
+    """A valid file of these tensors (dtype, shape) whose data takes no room on the disk."""
+    header: dict = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + SIZES[dtype] * torch.Size(shape).numel()
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + end)
+    return path
+
+
+def dit(config: DiTConfig, dtype: str = "BF16") -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {n: (dtype, s) for n, s in shapes_of(DiffusionTransformer3D, config).items()}
+
+
+def quantised(
+    weight: str, dtype: str, scale: str | None, scale_shape: tuple[int, ...] = ()
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The custom model with its feed-forward weights under other names and dtypes."""
+    tensors = {}
+    for name, (own, shape) in dit(CUSTOM).items():
+        if ".feed_forward." not in name:
+            tensors[name] = (own, shape)
+            continue
+        layer = name.removesuffix(".weight")
+        tensors[layer + weight] = (dtype, shape)
+        if scale:
+            tensors[layer + scale] = ("F32", scale_shape)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("config", "recognised", "parameters", "tensors"),
+    [
+        (LITE, ("lite", "t2v or i2v"), 2_007_702_848, 814),
+        (IMAGE, ("image", "t2i"), 6_022_080_576, 1246),
+        (EDIT, ("image", "i2i"), 6_022_080_576 + 68 * 2560, 1246),
+        (PRO, ("pro", "t2v or i2v"), 19_311_325_248, 1514),
+    ],
+    ids=["lite", "image", "image editing", "pro"],
+)
+def test_published_transformers_are_recognised(tmp_path, config, recognised, parameters, tensors):
+    report = inspect_file(write(tmp_path / "file.safetensors", dit(config)))
+    assert report.kind == "dit"
+    assert (report.model, report.task_hint) == recognised
+    assert (report.parameters, report.tensors) == (parameters, tensors)
+    assert report.quantization == "bf16"
+    assert report.dtype_bytes == {"bf16": 2 * parameters}
+    assert report.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "metadata", "model"),
+    [(DEMO, {}, "demo"), (CUSTOM, {"model": "demo"}, "demo"), (CUSTOM, {}, "custom")],
+    ids=["demo by size", "demo by its header", "custom"],
+)
+def test_small_transformers_are_the_demo_or_someones_own(tmp_path, config, metadata, model):
+    report = inspect_file(write(tmp_path / "file.safetensors", dit(config, "F32"), metadata))
+    assert (report.kind, report.model, report.quantization) == ("dit", model, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("kandinsky5lite_t2v_sft_5s.safetensors", "t2v"),
+        ("Kandinsky5Lite_I2V_5s.safetensors", "i2v"),
+        ("Kandinsky-5.0-I2V-Lite-5s-Diffusers/transformer/x.safetensors", "i2v"),
+        ("mine.safetensors", "t2v or i2v"),
+        ("i2v/mine.safetensors", "t2v or i2v"),
+    ],
+)
+def test_the_task_is_guessed_from_the_name(tmp_path, name, hint):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert inspect_file(write(path, dit(CUSTOM))).task_hint == hint
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "quantization"),
+    [
+        (dit(CUSTOM, "F16"), {}, "fp16"),
+        (dit(CUSTOM, "F16") | dict(list(dit(CUSTOM, "F32").items())[:3]), {}, "mixed"),
+        (quantised(".weight", "I8", ".weight_scale", (96,)), {"format": "k1-int8"}, "int8"),
+        (quantised(".weight_int8", "I8", ".weight_scales", (96, 1)), {}, "int8-community"),
+        (quantised(".weight_fp8", "F8_E4M3", ".weight_scale"), {}, "fp8-community"),
+        (quantised(".weight", "F8_E4M3", ".weight_scale"), {}, "fp8-scaled"),
+        (quantised(".weight", "F8_E4M3", ".scale_weight"), {}, "fp8-scaled"),
+        (
+            quantised(".weight", "F8_E4M3", None) | {"scaled_fp8": ("F8_E4M3", (0,))},
+            {},
+            "fp8-scaled",
+        ),
+        (quantised(".weight", "F8_E4M3", None), {}, "fp8-unscaled"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_how_weights_are_stored_is_recognised(tmp_path, tensors, metadata, quantization):
+    report = inspect_file(write(tmp_path / "file.safetensors", tensors, metadata))
+    assert (report.kind, report.quantization) == ("dit", quantization)
+    assert report.problems == ()
+    counted = sum(torch.Size(shape).numel() for _, shape in dit(CUSTOM).values())
+    assert report.parameters == counted
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        (
+            "base_model.model.visual_transformer_blocks.0.to_query.lora_A.default.weight",
+            "peft",
+        ),
+        ("visual_transformer_blocks.0.self_attention.to_query.lora_A.weight", "peft"),
+        ("transformer.visual_transformer_blocks.0.to_query.lora_A.default.weight", "peft"),
+        ("transformer.visual_transformer_blocks.0.to_query.lora_B.weight", "diffusers"),
+        ("lora_unet_visual_transformer_blocks_0_to_query.lora_down.weight", "kohya"),
+    ],
+)
+def test_a_lora_is_recognised_with_the_family_of_its_names(tmp_path, name, variant):
+    report = inspect_file(write(tmp_path / "lora.safetensors", {name: ("BF16", (8, 64))}))
+    assert (report.kind, report.variant) == ("lora", variant)
+
+
+def test_vaes_are_recognised(tmp_path):
+    shapes = shapes_of(VideoVAE, VideoVAEConfig())
+    report = inspect_file(
+        write(tmp_path / "vae.safetensors", {n: ("F32", s) for n, s in shapes.items()})
+    )
+    assert (report.kind, report.model) == ("vae", "hunyuan")
+    assert (report.parameters, report.tensors) == (246_478_803, 248)
+    flux = {"encoder.conv_in.weight": ("F32", (128, 3, 3, 3))}
+    report = inspect_file(write(tmp_path / "ae.safetensors", flux))
+    assert (report.kind, report.model) == ("vae", "flux")
+
+
+def test_another_model_is_described_and_not_raised(tmp_path):
+    report = inspect_file(
+        write(
+            tmp_path / "wan.safetensors", {"patch_embedding.weight": ("F16", (1536, 16, 1, 2, 2))}
+        )
+    )
+    assert report.kind == "other"
+    assert "not Kandinsky 5 (looks like Wan)" in report.problems[0]
+    assert report.tensors == 1
+
+
+def test_an_incomplete_transformer_is_one_with_a_problem(tmp_path):
+    tensors = dit(CUSTOM)
+    del tensors["out_layer.out_layer.bias"]
+    report = inspect_file(write(tmp_path / "file.safetensors", tensors))
+    assert report.kind == "dit"
+    assert "'out_layer.out_layer.bias'" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"GGUF" + bytes(20), b"", b"version https://git-lfs.github.com/"]
+)
+def test_an_unusable_file_says_why_and_is_not_raised(tmp_path, content):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(content)
+    report = inspect_file(path)
+    assert report.kind == "unusable"
+    assert str(path) in report.problems[0]
+    assert inspect_file(tmp_path / "absent.safetensors").kind == "unusable"
+
+
+def test_a_report_has_the_promised_keys_and_is_json(tmp_path):
+    report = inspect_file(write(tmp_path / "file.safetensors", dit(CUSTOM)))
+    values = json.loads(json.dumps(report.to_dict()))
+    promised = {"kind", "model", "task_hint", "quantization", "parameters", "tensors"}
+    assert promised | {"dtype_bytes", "problems"} <= set(values)
+    assert values["problems"] == []
+    assert json.loads(json.dumps(FileReport("unusable").to_dict()))["kind"] == "unusable"

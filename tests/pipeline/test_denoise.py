@@ -1,0 +1,274 @@
+"""The sampling loop against diffusers' pipelines, and its own rules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kandinsky5.errors import Stopped
+from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.text import Conditioning
+from kandinsky5.pipeline.denoise import (
+    Guidance,
+    denoise,
+    draw_noise,
+    model_input,
+    normalise_first_frames,
+    schedule,
+)
+
+CONFIG = DiTConfig(
+    in_visual_dim=16,
+    out_visual_dim=16,
+    in_text_dim=24,
+    in_text_dim2=12,
+    time_dim=32,
+    model_dim=64,
+    ff_dim=128,
+    num_text_blocks=1,
+    num_visual_blocks=2,
+    axes_dims=(4, 6, 6),
+    visual_cond=True,
+)
+DIFFUSERS_ROPE_SCALE = (1, 3.16, 3.16)
+"""What diffusers takes for sizes that are neither 480p nor anything it knows."""
+
+
+@pytest.fixture(autouse=True)
+def oracle_in_float32(monkeypatch) -> None:
+    """diffusers rounds rotated queries and keys to bfloat16 whatever the model's dtype: a float32 run of it
+    compares float32 arithmetic only when that one cast is taken out."""
+    module = pytest.importorskip("diffusers.models.transformers.transformer_kandinsky")
+
+    class Float32Torch:
+        bfloat16 = torch.float32
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    monkeypatch.setattr(module, "torch", Float32Torch())
+
+
+@pytest.fixture
+def transformer() -> DiffusionTransformer3D:
+    torch.manual_seed(7)
+    model = DiffusionTransformer3D(CONFIG).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.08)
+    return model.requires_grad_(False)
+
+
+def conditioning(seed: int, tokens: int) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    return Conditioning(
+        text=torch.randn(tokens, CONFIG.in_text_dim, generator=generator),
+        pooled=torch.randn(CONFIG.in_text_dim2, generator=generator),
+    )
+
+
+def diffusers_pipeline(transformer: DiffusionTransformer3D, name: str, shift: float):
+    """The named pipeline of diffusers around the same weights, on kandinskylab's schedule.
+
+    diffusers spaces its steps between 1 and 1/1000; the published code goes from 1 to 0.
+    """
+    diffusers = pytest.importorskip("diffusers")
+
+    class PublishedSchedule(diffusers.FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, num_inference_steps, device=None):
+            self.sigmas = schedule(num_inference_steps, shift)
+            self.timesteps = self.sigmas[:-1] * 1000
+            self.num_inference_steps = num_inference_steps
+            self._step_index = self._begin_index = None
+
+    reference = diffusers.Kandinsky5Transformer3DModel(
+        **{key: getattr(CONFIG, key) for key in CONFIG.__dataclass_fields__ if key != "instruct_type"}
+    ).eval()
+    reference.load_state_dict(transformer.state_dict())
+    vae = diffusers.AutoencoderKLHunyuanVideo(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+    pipeline = getattr(diffusers, name)(
+        transformer=reference,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        scheduler=PublishedSchedule(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def published_normalisation(latents: torch.Tensor) -> torch.Tensor:
+    """Frame by frame as kandinskylab has it (diffusers takes the four frames' statistics together)."""
+    result = latents.numpy().copy()
+    reference = result[:, 4:9]
+    for frame in result[0, :4]:
+        mean, std = frame.mean(), frame.std(ddof=1)
+        new_mean = min(max(reference.mean(), mean - 0.05), mean + 0.1)
+        new_std = min(max(reference.std(ddof=1), std - 0.1), std + 0.25)
+        frame[...] = (frame - mean) / std * new_std + new_mean
+    return torch.from_numpy(result)
+
+
+def published_run(pipeline, latents, positive, negative, steps, scale, frames, **extra):
+    def lengths(c: Conditioning) -> torch.Tensor:
+        return torch.tensor([0, c.text.shape[0]], dtype=torch.int32)
+
+    return pipeline(
+        prompt_embeds_qwen=positive.text[None],
+        prompt_embeds_clip=positive.pooled[None],
+        prompt_cu_seqlens=lengths(positive),
+        negative_prompt_embeds_qwen=negative.text[None],
+        negative_prompt_embeds_clip=negative.pooled[None],
+        negative_prompt_cu_seqlens=lengths(negative),
+        height=latents.shape[2] * 8,
+        width=latents.shape[3] * 8,
+        num_frames=frames,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        latents=latents,
+        output_type="latent",
+        return_dict=False,
+        **extra,
+    )[0][0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_text_to_video_equals_diffusers_after_four_steps(transformer, scale) -> None:
+    noise = draw_noise((7, 8, 12, 16), torch.Generator().manual_seed(1))
+    positive, negative = conditioning(2, 9), conditioning(3, 4)
+    with torch.no_grad():
+        expected = published_run(
+            diffusers_pipeline(transformer, "Kandinsky5T2VPipeline", 10.0),
+            model_input(CONFIG, noise, None)[None],
+            positive,
+            negative,
+            steps=4,
+            scale=scale,
+            frames=25,
+        )
+    ours = denoise(
+        transformer,
+        noise,
+        Guidance(positive, negative if scale != 1.0 else None, scale),
+        schedule(4, 10.0),
+        rope_scale=DIFFUSERS_ROPE_SCALE,
+    )
+    assert (ours - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def test_image_to_video_equals_diffusers_after_four_steps(transformer) -> None:
+    generator = torch.Generator().manual_seed(4)
+    noise = draw_noise((11, 8, 8, 16), generator)
+    picture = draw_noise((1, 8, 8, 16), generator) * 0.7 + 0.2
+    positive, negative = conditioning(5, 11), conditioning(6, 3)
+    latents = noise.clone()
+    latents[:1] = picture
+    pipeline = diffusers_pipeline(transformer, "Kandinsky5I2VPipeline", 10.0)
+    pipeline.normalize_first_frame = published_normalisation
+    with torch.no_grad():
+        expected = published_run(
+            pipeline,
+            model_input(CONFIG, latents, picture)[None],
+            positive,
+            negative,
+            steps=4,
+            scale=3.0,
+            frames=41,
+            image=torch.zeros(1, 3, 64, 64),
+        )
+    ours = denoise(
+        transformer,
+        noise,
+        Guidance(positive, negative, 3.0),
+        schedule(4, 10.0),
+        rope_scale=DIFFUSERS_ROPE_SCALE,
+        first_frame=picture,
+    )
+    assert (ours - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (4, 10.0), (16, 5.0), (50, 3.0)])
+def test_schedule_goes_from_one_to_zero_and_follows_the_shift(steps, shift) -> None:
+    times = schedule(steps, shift)
+    assert times.shape == (steps + 1,)
+    assert times[0] == 1.0
+    assert times[-1] == 0.0
+    for i, t in enumerate(times.tolist()):
+        u = 1 - i / steps
+        assert math.isclose(t, shift * u / (1 + (shift - 1) * u), abs_tol=1e-6)
+
+
+def test_model_input_of_a_video_model_is_latent_zeros_mask() -> None:
+    latent = torch.randn(3, 4, 4, 16)
+    plain = model_input(CONFIG, latent, None)
+    assert plain.shape == (3, 4, 4, 33)
+    assert torch.equal(plain[..., :16], latent)
+    assert not plain[..., 16:].any()
+    given = model_input(CONFIG, latent, latent[:1])
+    assert not given[..., 16:32].any()
+    assert given[0, ..., 32].eq(1).all()
+    assert not given[1:, ..., 32].any()
+
+
+def test_first_frames_move_no_further_than_published() -> None:
+    torch.manual_seed(0)
+    latent = torch.randn(9, 6, 6, 16)
+    latent[4:] = latent[4:] * 3 + 2
+    moved = normalise_first_frames(latent)
+    for before, after in zip(latent[:4], moved[:4], strict=True):
+        assert after.mean() - before.mean() == pytest.approx(0.10, abs=1e-4)
+        assert after.std() - before.std() == pytest.approx(0.25, abs=1e-4)
+    assert torch.equal(moved[4:], latent[4:])
+
+
+def test_a_video_too_short_to_compare_stays_as_it_is() -> None:
+    latent = torch.randn(4, 6, 6, 16)
+    assert torch.equal(normalise_first_frames(latent), latent)
+
+
+def test_given_first_frame_stands_in_every_input_and_in_the_result(transformer) -> None:
+    noise = torch.randn(3, 4, 4, 16)
+    picture = torch.randn(1, 4, 4, 16)
+    seen = []
+
+    class Spy:
+        config = CONFIG
+
+        def __call__(self, x, *args, **kwargs):
+            seen.append(x[0, ..., :16].clone())
+            return transformer(x, *args, **kwargs)
+
+    result = denoise(Spy(), noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture)
+    assert all(torch.equal(frame, picture[0]) for frame in seen)
+    assert torch.equal(result[:1], picture)
+
+
+def test_stop_is_obeyed_before_the_next_step(transformer) -> None:
+    states = []
+    with pytest.raises(Stopped):
+        denoise(
+            transformer,
+            torch.randn(2, 4, 4, 16),
+            Guidance(conditioning(1, 3)),
+            schedule(10, 1.0),
+            on_step=states.append,
+            should_stop=lambda: len(states) == 3,
+        )
+    assert [state.step for state in states] == [1, 2, 3]
+
+
+def test_the_same_noise_gives_the_same_bytes_twice(transformer) -> None:
+    runs = [
+        denoise(
+            transformer,
+            draw_noise((3, 4, 4, 16), torch.Generator().manual_seed(9)),
+            Guidance(conditioning(1, 5), conditioning(2, 2), 4.0),
+            schedule(3, 10.0),
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(*runs)

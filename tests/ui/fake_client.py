@@ -1,0 +1,208 @@
+"""A worker's client without a worker: jobs are steps of a thread that ends with a small real video."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+
+from kandinsky5.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class FakeSnapshot:
+    id: str
+    state: str
+    request: dict[str, Any]
+    stage: str | None = None
+    step: int = 0
+    total: int = 0
+    seconds_per_step: float | None = None
+    eta_s: float | None = None
+    place: int = -1
+    output: str | None = None
+    message: str | None = None
+    notices: tuple[str, ...] = ()
+    result: dict[str, Any] | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+def write_video(path: Path, size_px: int = 64, frames: int = 25) -> None:
+    """A red square that moves right, as H.264."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (size_px, size_px), fps=24, codec="libx264", macro_block_size=2, quality=8
+    )
+    writer.send(None)
+    for index in range(frames):
+        frame = np.full((size_px, size_px, 3), 24, np.uint8)
+        left = 4 + index
+        frame[20:40, left : left + 20] = (220, 60, 40)
+        writer.send(frame.tobytes())
+    writer.close()
+
+
+class FakeClient:
+    """The contract of the worker's client.
+
+    Args:
+        out_dir: where videos go.
+        steps: steps of each job.
+        held: jobs stand still before each step that :meth:`allow` or :meth:`release` has not let pass.
+    """
+
+    def __init__(self, out_dir: Path, *, steps: int = 5, held: bool = False) -> None:
+        self.out_dir = out_dir
+        self.steps = steps
+        self._allowed: float = 0 if held else math.inf
+        self._jobs: dict[str, FakeSnapshot] = {}
+        self._tokens: dict[str, str] = {}
+        self._stopping: set[str] = set()
+        self._change = threading.Condition(threading.RLock())
+        self._numbers = itertools.count(1)
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float = 8.0) -> None:
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def hold(self) -> None:
+        """Let no further step pass."""
+        self.allow(0)
+
+    def allow(self, steps: float) -> None:
+        """Let this many further steps pass."""
+        with self._change:
+            self._allowed = steps
+            self._change.notify_all()
+
+    def release(self) -> None:
+        """Let every step pass."""
+        self.allow(math.inf)
+
+    def clear(self) -> None:
+        """Stop everything and forget it."""
+        self.release()
+        for job in self.queue():
+            self.stop(job.id)
+        self.wait(lambda: not self.queue())
+        with self._change:
+            self._jobs.clear()
+            self._tokens.clear()
+
+    def wait(self, condition: Any, timeout_s: float = 30.0) -> None:
+        with self._change:
+            assert self._change.wait_for(condition, timeout_s), (
+                "the fake client's jobs did not get there"
+            )
+
+    def submit(self, request: GenerationRequest, *, token: str | None = None) -> str:
+        with self._change:
+            if token and token in self._tokens:
+                return self._tokens[token]
+            job_id = f"job{next(self._numbers)}"
+            self._jobs[job_id] = FakeSnapshot(
+                job_id, "queued", request.to_dict(), created_at=time.time()
+            )
+            if token:
+                self._tokens[token] = job_id
+            self._change.notify_all()
+            return job_id
+
+    def stop(self, job_id: str, mode: str = "discard") -> None:
+        with self._change:
+            if self._jobs[job_id].state == "queued":
+                self._set(job_id, state="stopped", finished_at=time.time())
+            else:
+                self._stopping.add(job_id)
+                self._change.notify_all()
+
+    def status(self, job_id: str) -> FakeSnapshot:
+        with self._change:
+            for job in self.queue():
+                if job.id == job_id:
+                    return job
+            return self._jobs[job_id]
+
+    def queue(self) -> tuple[FakeSnapshot, ...]:
+        with self._change:
+            running = [job for job in self._jobs.values() if job.state == "running"]
+            waiting = [job for job in self._jobs.values() if job.state == "queued"]
+            places = itertools.count(0 if running else 1)
+            return tuple(replace(job, place=next(places)) for job in running + waiting)
+
+    def history(self, limit: int = 24, offset: int = 0) -> Sequence[FakeSnapshot]:
+        with self._change:
+            over = [job for job in self._jobs.values() if job.state not in ("running", "queued")]
+            over.sort(key=lambda job: job.finished_at or 0, reverse=True)
+            return tuple(over[offset : offset + limit])
+
+    def _set(self, job_id: str, **changes: Any) -> None:
+        with self._change:
+            self._jobs[job_id] = replace(self._jobs[job_id], **changes)
+            self._change.notify_all()
+
+    def _next(self) -> str | None:
+        with self._change:
+            self._change.wait_for(lambda: self._closed or self.queue())
+            return None if self._closed else self.queue()[0].id
+
+    def _work(self) -> None:
+        while (job_id := self._next()) is not None:
+            self._run(job_id)
+
+    def _may_step(self, job_id: str) -> bool:
+        with self._change:
+            self._change.wait_for(
+                lambda: self._closed or job_id in self._stopping or self._allowed > 0
+            )
+            self._allowed -= 1
+            return not self._closed and job_id not in self._stopping
+
+    def _run(self, job_id: str) -> None:
+        request = self._jobs[job_id].request
+        self._set(job_id, state="running", stage="load", started_at=time.time(), total=self.steps)
+        for step in range(self.steps):
+            if not self._may_step(job_id):
+                self._set(job_id, state="stopped", finished_at=time.time())
+                return
+            left = self.steps - step - 1
+            self._set(
+                job_id, stage="denoise", step=step + 1, seconds_per_step=0.4, eta_s=0.4 * left
+            )
+        if "fail" in request["prompt"]:
+            self._set(
+                job_id, state="failed", message="out of memory <b>now</b>", finished_at=time.time()
+            )
+            return
+        path = self.out_dir / f"{job_id}.mp4"
+        write_video(path)
+        made = {
+            "output": str(path),
+            "frames": 25,
+            "width": 64,
+            "height": 64,
+            "seed": request["seed"] if request["seed"] is not None else 1234567,
+            "steps_run": self.steps,
+            "seconds": {"total": 2.0},
+            "peak_vram_bytes": 0,
+            "peak_rss_bytes": 700 * 2**20,
+        }
+        self._set(job_id, state="done", output=str(path), result=made, finished_at=time.time())

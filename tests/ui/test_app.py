@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kandinsky5.errors import UserError
+from kandinsky5.ui.app import bind, launch
+from kandinsky5.ui.options import StudioOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'ui'}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_taken_port_names_a_free_one(taken_port, tmp_path):
+    options = StudioOptions(port=taken_port, out_dir=tmp_path / "o", state_dir=tmp_path / "s")
+    with pytest.raises(UserError, match=f"{taken_port} is in use: try --port ") as caught:
+        launch(options)
+    assert caught.value.exit_code == 2
+    free = int(str(caught.value).rpartition(" ")[2])
+    bind("127.0.0.1", free).close()
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_address_of_another_machine_is_said():
+    with pytest.raises(UserError, match="an address of this machine"):
+        bind("203.0.113.7", 7860)
+
+
+def test_a_studio_open_to_strangers_does_not_start():
+    with pytest.raises(UserError, match="--auth"):
+        launch(StudioOptions(listen=True))
+
+
+def test_the_pages_process_imports_neither_torch_nor_transformers(tmp_path):
+    code = (
+        "import sys, pathlib; from kandinsky5.ui.app import studio_app;"
+        "from kandinsky5.ui.options import StudioOptions; from fake_client import FakeClient;"
+        "here = pathlib.Path(sys.argv[1]);"
+        "import kandinsky5.worker.client;"
+        "studio_app(FakeClient(here), StudioOptions(out_dir=here, state_dir=here));"
+        "print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    )
+    process = run_python(code, str(tmp_path))
+    output, errors = process.communicate(timeout=120)
+    assert output.strip() == "set()", errors
+
+
+SERVED = """
+import pathlib, sys
+import kandinsky5.worker.client as client
+from fake_client import FakeClient
+from kandinsky5.ui.app import launch
+from kandinsky5.ui.options import StudioOptions
+
+class Told(FakeClient):
+    def __init__(self, *, out_dir, **_):
+        super().__init__(out_dir, held=True)
+    def start(self):
+        super().start()
+        print("started", flush=True)
+    def close(self, timeout_s=8.0):
+        super().close(timeout_s)
+        print("closed", flush=True)
+
+client.WorkerClient = Told
+here = pathlib.Path(sys.argv[2])
+sys.exit(launch(StudioOptions(port=int(sys.argv[1]), out_dir=here, state_dir=here)))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_studio_in_order_even_with_a_page_open(number, tmp_path):
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    listener.close()
+    process = run_python(SERVED, str(port), str(tmp_path))
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "started\n", process.communicate()[1]
+        address = f"http://127.0.0.1:{port}"
+        with httpx.Client(transport=httpx.HTTPTransport(retries=10), timeout=60) as visitor:
+            assert visitor.get(address).status_code == 200
+            session = {"session_hash": "abc"}
+            with visitor.stream(
+                "GET", f"{address}/gradio_api/heartbeat/abc", params=session
+            ) as open_page:
+                assert open_page.status_code == 200
+                process.send_signal(number)
+                output, errors = process.communicate(timeout=60)
+        assert output == "closed\n"
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+
+
+def test_the_studio_serves_no_file_of_the_machine(studio, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    with httpx.Client(base_url=studio.url, timeout=60) as visitor:
+        for path in (secret, "/etc/passwd", ROOT / "README.md", f"{studio.options.state_dir}/x"):
+            assert visitor.get(f"/gradio_api/file={path}").status_code == 403
+        # nor is one copied to where it would be served: a path in a call must be of an upload
+        function = image_function(visitor)
+        data = [None] * function["length"]
+        data[function["image"]] = {
+            "path": str(secret),
+            "meta": {"_type": "gradio.FileData"},
+        }
+        call = {"data": data, "fn_index": function["id"], "session_hash": "abc"}
+        visitor.post("/gradio_api/run/predict", json=call)
+    copies = [path for path in studio.options.uploads_dir.rglob("*") if path.is_file()]
+    assert not [path for path in copies if path.read_bytes() == b"secret"]
+
+
+def image_function(visitor: httpx.Client) -> dict[str, int]:
+    """Number of a function of the page that takes the image, and the image's place among its inputs."""
+    config = visitor.get("/config").json()
+    image = next(part["id"] for part in config["components"] if part["type"] == "image")
+    function = next(part for part in config["dependencies"] if image in part["inputs"])
+    return {
+        "id": function["id"],
+        "length": len(function["inputs"]),
+        "image": function["inputs"].index(image),
+    }
+
+
+def test_programs_reach_the_promised_names(quiet_studio):
+    gradio_client = pytest.importorskip("gradio_client")
+    client = gradio_client.Client(quiet_studio.url, verbose=False)
+    job_id = client.predict({"prompt": "by a program", "seed": 5}, api_name="/submit")
+    quiet_studio.client.wait(lambda: quiet_studio.client.status(job_id).state == "done")
+    status = client.predict(job_id, api_name="/status")
+    assert (status["state"], status["request"]["seed"]) == ("done", 5)
+    assert Path(status["output"]).is_file()
+    assert client.predict(api_name="/queue") == []
+    assert client.predict(job_id, "discard", api_name="/stop") == "done"
+    with pytest.raises(gradio_client.exceptions.AppError, match="prompt"):
+        client.predict({"prompt": ""}, api_name="/submit")
+
+
+def test_only_the_promised_names_are_public(studio):
+    with httpx.Client(base_url=studio.url, timeout=60) as visitor:
+        named = visitor.get("/gradio_api/info").json()["named_endpoints"]
+    assert set(named) == {"/submit", "/status", "/stop", "/queue"}

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from kandinsky5.errors import UserError
+from kandinsky5.presets import MODES, PRESETS
+from kandinsky5.request import GenerationRequest, settle
+from kandinsky5.ui import form
+
+
+def filled(**changes: Any) -> dict[str, Any]:
+    """Values of the controls as the page sends them, with the first preset's defaults."""
+    values: dict[str, Any] = {field.name: field.default for field in form.FIELDS}
+    preset = PRESETS[changes.get("preset", values["preset"])]
+    return {**values, **form.preset_values(preset), "prompt": "a red circle", **changes}
+
+
+def test_every_field_of_the_table_is_the_requests_or_steers_others():
+    known = {field.name for field in dataclasses.fields(GenerationRequest)}
+    assert {field.name for field in form.FIELDS if field.is_setting} <= known
+    assert {field.name for field in form.FIELDS if not field.is_setting} == {"mode", "size"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if PRESETS[name].mode in form.SHOWN_MODES]
+)
+def test_a_presets_defaults_make_the_request_that_the_preset_alone_would(name, tmp_path):
+    picture = None
+    if PRESETS[name].takes_image:
+        picture = str(tmp_path / "start.png")
+        Image.new("RGB", (8, 8)).save(picture)
+    made = form.request_from(filled(preset=name, image=picture))
+    alone = GenerationRequest(preset=name, prompt="a red circle", image=picture)
+    assert settle(made) == settle(alone)
+
+
+def test_settings_of_a_result_fill_the_form_and_give_the_same_request():
+    request = GenerationRequest(
+        prompt="a", negative_prompt="b", seed=2**63 - 1, width=96, height=64, seconds=2.0, steps=7
+    )
+    values = form.values_of(request)
+    assert values["seed"] == "9223372036854775807"
+    assert values["size"] == form.CUSTOM_SIZE
+    assert settle(form.request_from(values)) == settle(request)
+
+
+def test_an_image_left_over_from_another_mode_is_not_sent():
+    assert form.request_from(filled(image="/nowhere.png")).image is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("prompt", "", "describe"),
+        ("prompt", "  \n", "describe"),
+        ("prompt", "a\0b", "NUL"),
+        ("steps", 0, "1 to 1000"),
+        ("steps", 2.5, "without a fraction"),
+        ("guidance", float("nan"), "1 to 30"),
+        ("shift", 0, "0.1 to 100"),
+        ("seed", "-5", "0 to 9223372036854775807"),
+        ("seed", str(2**70), "0 to 9223372036854775807"),
+        ("seed", "one", "0 to 9223372036854775807"),
+        ("width", -1, "64 to 2048"),
+        ("height", 10**6, "64 to 2048"),
+        ("seconds", 30, "to 21"),
+        ("dit", "/nowhere/model.safetensors", "nothing is there"),
+        ("dit", "/tmp", "not a file"),
+        ("model_dir", "/etc/hostname", "not a folder"),
+        ("dit", "~nobody-of-that-name/x", "path of a file"),
+        ("preset", "no-such", "list"),
+    ],
+)
+def test_what_cannot_be_used_names_its_field_and_what_is_allowed(field, value, allowed):
+    values = {**filled(), field: value}
+    with pytest.raises(UserError) as caught:
+        form.request_from(values)
+    assert caught.value.field == field
+    text = form.problem_text(caught.value)
+    assert text.startswith(form.BY_NAME[field].label)
+    assert allowed in text
+    assert "\n" not in text
+
+
+def test_an_image_mode_without_an_image_says_so_at_the_image():
+    with pytest.raises(UserError, match="needs an input image") as caught:
+        form.request_from(filled(preset="demo-i2v"))
+    assert form.problem_text(caught.value) == "Input image: demo-i2v needs an input image."
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n broken"])
+def test_a_corrupt_image_is_refused_with_one_line(tmp_path, content):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable image") as caught:
+        form.request_from(filled(preset="demo-i2v", image=str(broken)))
+    assert caught.value.field == "image"
+
+
+def test_a_pasted_path_loses_its_quotes_and_gets_its_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "my model.safetensors"
+    file.touch()
+    for written in (f' "{file}" ', f"'{file}'", "~/my model.safetensors"):
+        assert form.request_from(filled(dit=written)).dit == str(file)
+
+
+def test_presets_of_a_mode_begin_with_the_built_in_then_those_that_are_here():
+    choices = form.preset_choices("t2v", lambda preset: preset.name == "pro-t2v-5s-sd")
+    assert [name for _, name in choices[:2]] == ["demo-t2v", "pro-t2v-5s-sd"]
+    assert all(label.endswith("weights not here yet") for label, _ in choices[2:])
+    assert not any(label.endswith("weights not here yet") for label, _ in choices[:2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_presets_and_only_its_own(mode):
+    names = [name for _, name in form.preset_choices(mode, lambda preset: False)]
+    assert names
+    assert {PRESETS[name].mode for name in names} == {mode}
+
+
+def test_weights_count_as_here_as_a_file_or_as_a_diffusers_folder(tmp_path):
+    is_here = form.weights_in([tmp_path])
+    lite, pro = PRESETS["lite-t2v-5s-sft"], PRESETS["pro-t2v-5s-sd"]
+    assert not is_here(lite)
+    (tmp_path / lite.weights_file).touch()
+    (tmp_path / "Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers").mkdir()
+    assert is_here(lite)
+    assert is_here(pro)
+    assert not is_here(PRESETS["image-t2i"])
+
+
+def test_sizes_read_back_as_they_are_named():
+    preset = PRESETS["lite-t2v-5s-sft"]
+    for name in form.size_choices(preset)[:-1]:
+        assert form.size_name(preset, *form.size_of(name, None, None)) == name
+    assert form.size_of(form.CUSTOM_SIZE, 640, 384) == (640, 384)
+    assert form.size_name(preset, 640, 384) == form.CUSTOM_SIZE

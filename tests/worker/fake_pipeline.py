@@ -1,0 +1,93 @@
+"""A pipeline without models, importable in a spawned worker; the prompt says what it does.
+
+Each run says its process id in a notice.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kandinsky5.errors import Stopped, UserError
+from kandinsky5.events import EventSink, Notice, StageStarted, StepDone
+from kandinsky5.request import GenerationRequest, GenerationResult
+
+STEPS = 3
+LONGEST_WAIT_S = 60.0
+
+
+class FakePipeline:
+    def __init__(self, *, models_dirs: Sequence[Path] = ()) -> None:
+        self.models_dirs = models_dirs
+        self.runs = 0
+
+    def run(
+        self,
+        request: GenerationRequest,
+        *,
+        out: Path,
+        emit: EventSink,
+        should_stop: Callable[[], bool],
+    ) -> GenerationResult:
+        self.runs += 1
+        emit(StageStarted("load"))
+        emit(Notice(f"pid {os.getpid()}"))
+        emit(Notice(f"run {self.runs}"))
+        emit(Notice(f"device {request.device}"))
+        emit(StageStarted("denoise"))
+        for step in range(1, STEPS + 1):
+            if should_stop():
+                raise Stopped(f"stopped before step {step}")
+            self._step(request.prompt, step, should_stop)
+            emit(StepDone(step, STEPS, 0.5, 0.5 * (STEPS - step)))
+        emit(StageStarted("save"))
+        out.write_bytes(b"a video")
+        assert request.seed is not None
+        return GenerationResult(
+            output=str(out),
+            frames=1,
+            width=64,
+            height=64,
+            seed=request.seed,
+            steps_run=STEPS,
+            evaluations_run=STEPS,
+            evaluations_skipped=0,
+            seconds={"total": 0.0},
+            peak_vram_bytes=0,
+            peak_rss_bytes=0,
+        )
+
+    def _step(self, prompt: str, step: int, should_stop: Callable[[], bool]) -> None:
+        if step != 2:
+            return
+        task, _, argument = prompt.partition(":")
+        if task == "hold":
+            _wait_until(should_stop)
+        elif task == "deaf":
+            _wait_until(lambda: False)
+        elif task == "wait for":
+            _wait_until(Path(argument).exists)
+        elif task == "explode":
+            raise ValueError("the first line\nthe second line")
+        elif task == "refuse":
+            raise UserError("image", "cat.png", "a picture")
+        elif task == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif task == "leave":
+            os._exit(7)
+
+
+class UnbuildablePipeline:
+    def __init__(self, *, models_dirs: Sequence[Path] = ()) -> None:
+        raise ImportError("no engine here")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody released the fake pipeline")
+        time.sleep(0.005)

@@ -1,0 +1,1 @@
+"""Decoding a video's latent tile by tile: plans and blending. Knows torch, nothing of K1."""
