@@ -2,9 +2,9 @@
 
     python tools/demo_text.py --out DIR
 
-Nothing here is trained but the tokenizers. Random encoders tell words and their order apart, and that is all
-the demo's transformer needs: it learns what the vectors mean. Everything follows from the captions and the
-seed, byte for byte.
+Nothing here is trained but the tokenizers. Random encoders tell words apart, and that is all the demo's
+transformer needs: it learns what the vectors mean. Everything follows from the captions and the seed,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kandinsky5.demo.scenes import describe, random_scene  # noqa: E402
+from kandinsky5.demo.scenes import describe, random_scene
 
 QWEN_MERGES = 900
 CLIP_MERGES = 660
@@ -56,20 +56,21 @@ QWEN_SPECIAL = (
     "<|video_pad|>",
 )
 CLIP_GAINS = {"v_proj": 3.0, "out_proj": 3.0, "mlp": 0.5, "position_embedding": 0.02}
-"""With these a linear read-out of the pooled vector names colour, shape and direction of 99 captions in 100
-(of 85 with all ones): the end token listens to the words more than to itself and to their places."""
+"""With these a linear read-out of the pooled vector names colour, shape and direction of 99 captions in
+100, of 85 with all ones: the end token listens to the words more than to itself and to their places."""
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 COMMON_WORDS = """
-the of and to in is that it was for on are with as at be this have from or one had by word but not what all
-were we when your can said there use an each which she do how their if will up other about out many then them
-these so some her would make like him into time has look two more write go see number no way could people my
-than first water been call who its now find long down day did get come made may part video image picture scene
-camera shows slow slowly fast quickly small large big tiny bright black orange pink grey brown shape shapes
-background foreground wall floor sky light dark clean smooth sharp blurry still static noise artifacts bad low
-quality ugly rolls bounces floats drifts toward towards across over under left right upward downward center
-middle side top bottom appears stays against plain colour color coloured colored moving object
-""".split()
+the of and to in is that it was for on are with as at be this have from or one had by word but not
+what all were we when your can said there use an each which she do how their if will up other
+about out many then them these so some her would make like him into time has look two more write
+go see number no way could people my than first water been call who its now find long down day did
+get come made may part video image picture scene camera shows slow slowly fast quickly small large
+big tiny bright black orange pink grey brown shape shapes background foreground wall floor sky
+light dark clean smooth sharp blurry still static noise artifacts bad low quality ugly rolls
+bounces floats drifts toward towards across over under left right upward downward center middle
+side top bottom appears stays against plain colour color coloured colored moving object
+"""
 
 
 def build(folder: Path, captions: Iterable[str], seed: int) -> None:
@@ -80,34 +81,41 @@ def build(folder: Path, captions: Iterable[str], seed: int) -> None:
         captions: texts whose words should become single tokens.
         seed: of the encoders' weights.
     """
-    texts = [*captions, *itertools.chain.from_iterable((word, f"a {word}") for word in COMMON_WORDS * 3)]
+    texts = [
+        *captions,
+        *itertools.chain.from_iterable((word, f"a {word}") for word in COMMON_WORDS.split() * 3),
+    ]
     qwen_ids = _write_qwen_tokenizer(folder / "tokenizer", texts)
     clip_ids = _write_clip_tokenizer(folder / "tokenizer_2", texts)
     _write_qwen(folder / "text_encoder", qwen_ids, seed)
     _write_clip(folder / "text_encoder_2", clip_ids, seed)
 
 
-def _learned_merges(donor: Any, texts: Iterable[str], count: int, suffix: str) -> list[tuple[str, str]]:
+def _learned_merges(
+    donor: Any, texts: Iterable[str], count: int, suffix: str
+) -> list[tuple[str, str]]:
     """The merges that byte-pair encoding learns when words are split as ``donor`` splits them."""
     learner = Tokenizer(models.BPE(end_of_word_suffix=suffix))
     if donor.backend_tokenizer.normalizer is not None:
         learner.normalizer = donor.backend_tokenizer.normalizer
     learner.pre_tokenizer = donor.backend_tokenizer.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Ties between merges are broken by token id, so every single-letter token gets its id before training.
+    # Ties between merges are broken by token id: every single-letter token gets its id before training.
     ends = [f"{letter}{suffix}" for letter in alphabet] if suffix else []
     trainer = trainers.BpeTrainer(
         vocab_size=count + len(alphabet) + len(ends),
         initial_alphabet=alphabet,
         special_tokens=ends,
         show_progress=False,
-        **({"end_of_word_suffix": suffix} if suffix else {}),
+        end_of_word_suffix=suffix,
     )
     learner.train_from_iterator(texts, trainer)
     return [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]][:count]
 
 
-def _vocabulary(merges: list[tuple[str, str]], suffix: str, special: Iterable[str]) -> dict[str, int]:
+def _vocabulary(
+    merges: list[tuple[str, str]], suffix: str, special: Iterable[str]
+) -> dict[str, int]:
     """Every byte, every byte at a word's end, what the merges make, then the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [f"{letter}{suffix}" for letter in alphabet] if suffix else []
@@ -116,7 +124,10 @@ def _vocabulary(merges: list[tuple[str, str]], suffix: str, special: Iterable[st
 
 
 def _write_tokenizer(
-    folder: Path, vocabulary: Mapping[str, int], merges: list[tuple[str, str]], config: Mapping[str, Any]
+    folder: Path,
+    vocabulary: Mapping[str, int],
+    merges: list[tuple[str, str]],
+    config: Mapping[str, Any],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "vocab.json", vocabulary, indent=None)
@@ -126,7 +137,7 @@ def _write_tokenizer(
 
 
 def _write_qwen_tokenizer(folder: Path, texts: Iterable[str]) -> dict[str, int]:
-    """Token ids by token, special ones included; they follow the vocabulary, as in the real tokenizer."""
+    """Token ids by token; the special ones follow the vocabulary, as in the real tokenizer."""
     donor = Qwen2Tokenizer(vocab={"<|endoftext|>": 0}, merges=[])
     merges = _learned_merges(donor, texts, QWEN_MERGES, "")
     vocabulary = _vocabulary(merges, "", ())
@@ -134,7 +145,9 @@ def _write_qwen_tokenizer(folder: Path, texts: Iterable[str]) -> dict[str, int]:
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(index): _added_token(token) for token, index in special.items()},
+        "added_tokens_decoder": {
+            str(index): _added_token(token) for token, index in special.items()
+        },
         "bos_token": None,
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
@@ -214,7 +227,9 @@ def _write_qwen(folder: Path, ids: Mapping[str, int], seed: int) -> None:
     with torch.device("meta"):
         shapes = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).state_dict()
     published = {
-        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor.shape
+        name.replace("model.language_model.", "model.").replace(
+            "model.visual.", "visual."
+        ): tensor.shape
         for name, tensor in shapes.items()
         if name != "lm_head.weight"  # tied to the embedding
     }
@@ -241,7 +256,9 @@ def _write_clip(folder: Path, ids: Mapping[str, int], seed: int) -> None:
     }
     with torch.device("meta"):
         shapes = CLIPTextModel(CLIPTextConfig(**config)).state_dict()
-    published = {f"text_model.{name.removeprefix('text_model.')}": t.shape for name, t in shapes.items()}
+    published = {
+        f"text_model.{name.removeprefix('text_model.')}": t.shape for name, t in shapes.items()
+    }
     weights = _random_weights(published, CLIP_GAINS, seed)
     weights["text_model.embeddings.token_embedding.weight"][ids[CLIP_END]] *= 0.1
     _write_encoder(folder, config, weights)
@@ -266,7 +283,9 @@ def _random_weights(
     return weights
 
 
-def _write_encoder(folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+def _write_encoder(
+    folder: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config)
     halves = {name: tensor.half().contiguous() for name, tensor in weights.items()}

@@ -17,7 +17,7 @@ VAE_CONFIG = VideoVAEConfig(
     block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=8, scaling_factor=1.0
 )
 VAE_FRAMES = Stage("vae-frames", steps=3600, batch=8, learning_rate=5e-4)
-VAE_CLIPS = Stage("vae-clips", steps=800, batch=3, learning_rate=1.5e-4)
+VAE_CLIPS = Stage("vae-clips", steps=600, batch=3, learning_rate=1.5e-4)
 CLIP_FRAMES = 9
 LATENT_NOISE = 0.08
 """Share of the latents' own spread: what the transformer will leave of its error must not show."""

@@ -1,9 +1,9 @@
-"""Prompts to conditioning: Qwen2.5-VL reads the templated prompt token by token, CLIP the whole of it.
+"""Prompts to conditioning: Qwen2.5-VL reads the templated prompt token by token, CLIP as a whole.
 
-The published code pads the prompt to its limit on the right and masks the padding everywhere. Both encoders
-are causal, so a token never sees what follows it: without the padding the numbers are the same and the work
-is less. Only the language part of Qwen2.5-VL is loaded; neither its vision tower nor its output layer take
-part in conditioning.
+The published code pads the prompt to its limit on the right and masks the padding everywhere. Both
+encoders are causal, so a token never sees what follows it: without the padding the numbers are the same
+and the work is less. Only the language part of Qwen2.5-VL is loaded; neither its vision tower nor its
+output layer take part in conditioning.
 """
 
 from __future__ import annotations
@@ -87,9 +87,15 @@ class TextEncoders:
         qwen_tokenizer = _load_tokenizer(Qwen2Tokenizer, files.tokenizer)
         clip_tokenizer = _load_tokenizer(CLIPTokenizer, files.tokenizer_2)
         qwen = _load_encoder(
-            Qwen2_5_VLTextModel, files.text_encoder, device=device, dtype=dtype, key_mapping=LATER_QWEN_NAMES
+            Qwen2_5_VLTextModel,
+            files.text_encoder,
+            device=device,
+            dtype=dtype,
+            key_mapping=LATER_QWEN_NAMES,
         )
-        clip = _load_encoder(CLIPTextModel, files.text_encoder_2, device=device, dtype=torch.float32)
+        clip = _load_encoder(
+            CLIPTextModel, files.text_encoder_2, device=device, dtype=torch.float32
+        )
         for tokenizer, model, folder in (
             (qwen_tokenizer, qwen, files.tokenizer),
             (clip_tokenizer, clip, files.tokenizer_2),
@@ -97,12 +103,13 @@ class TextEncoders:
             if len(tokenizer) > model.config.vocab_size:
                 raise CheckpointError(
                     folder,
-                    f"a tokenizer of {len(tokenizer)} tokens for a text encoder of {model.config.vocab_size}; "
-                    "take both from the same model",
+                    f"a tokenizer of {len(tokenizer)} tokens for a text encoder of "
+                    f"{model.config.vocab_size}; take both from the same model",
                 )
         if len(qwen_tokenizer("<|im_start|><|im_end|>")["input_ids"]) != 2:
             raise CheckpointError(
-                files.tokenizer, "does not know <|im_start|> and <|im_end|>; use the tokenizer of Qwen2.5-VL"
+                files.tokenizer,
+                "does not know <|im_start|> and <|im_end|>; use the tokenizer of Qwen2.5-VL",
             )
         return cls(qwen, qwen_tokenizer, clip, clip_tokenizer)
 
@@ -118,8 +125,8 @@ class TextEncoders:
         """Conditioning of one prompt.
 
         Args:
-            prompt: for Qwen, inside the template; cut when longer than the limit, the end of the template
-                going with what is cut, as published.
+            prompt: for Qwen, inside the template; cut when longer than the limit, and the end of the
+                template with it, as published.
             clip_prompt: for CLIP, as it is.
             template: the preset's.
             max_tokens: limit after the template's first ``crop_start`` positions.
@@ -145,7 +152,7 @@ class TextEncoders:
         return Conditioning(hidden[0, template.crop_start :].float(), pooled[0].float())
 
     def qwen_ids(self, prompt: str, template: PromptTemplate, max_tokens: int) -> list[int]:
-        """Token ids of the templated prompt, template included: at most ``crop_start + max_tokens``."""
+        """Token ids of prompt and template, at most ``crop_start + max_tokens``."""
         limit = template.crop_start + max_tokens
         text = template.fill(_well_formed(prompt))
         return self._qwen_tokenizer(text, truncation=True, max_length=limit)["input_ids"]
@@ -153,7 +160,11 @@ class TextEncoders:
     def clip_ids(self, prompt: str, clip_tokens: int = 77) -> dict[str, list[int]]:
         """``input_ids`` and ``attention_mask`` of exactly ``clip_tokens`` positions."""
         return self._clip_tokenizer(
-            _well_formed(prompt), truncation=True, max_length=clip_tokens, padding="max_length", add_special_tokens=True
+            _well_formed(prompt),
+            truncation=True,
+            max_length=clip_tokens,
+            padding="max_length",
+            add_special_tokens=True,
         )
 
     def token_count(self, prompt: str, template: PromptTemplate, max_tokens: int) -> TokenCount:
@@ -168,7 +179,7 @@ class TextEncoders:
 
 
 def _well_formed(prompt: str) -> str:
-    """The prompt with halves of UTF-16 pairs joined, or replaced when alone: tokenizers take no others."""
+    """The prompt with halves of UTF-16 pairs joined, or replaced when alone; tokenizers need it."""
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -181,12 +192,14 @@ def _check_encoder_folder(folder: Path, types: tuple[str, ...]) -> None:
         raise CheckpointError(config, "missing; download the text encoder's folder again")
     found = _read_json(config).get("model_type")
     if found not in types:
-        raise CheckpointError(config, f"model_type {found!r}, but {' or '.join(types)} is needed here")
+        raise CheckpointError(
+            config, f"model_type {found!r}, but {' or '.join(types)} is needed here"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth"))
         raise CheckpointError(
             folder,
-            "has pickled weights only, which can run code and are not read; get the .safetensors files"
+            "has only pickled weights, which can run code and are not read; get .safetensors files"
             if pickled
             else "has no .safetensors files; download the text encoder again",
         )
@@ -200,7 +213,7 @@ def _load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
     for name in () if whole else ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
             raise CheckpointError(folder / name, "missing; download the tokenizer's folder again")
-    # The tokenizers library raises bare exceptions on broken JSON; asking first gives the file's name.
+    # The tokenizers library raises bare exceptions on broken JSON; reading it first names the file.
     for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             _read_json(folder / name)
@@ -232,7 +245,8 @@ def _load_encoder(
     if report["missing_keys"]:
         name = min(report["missing_keys"])
         raise CheckpointError(
-            folder, f"{len(report['missing_keys'])} weights missing, {name} among them; download it again"
+            folder,
+            f"{len(report['missing_keys'])} weights missing, {name} among them; download it again",
         )
     if report["mismatched_keys"]:
         name = min(str(key) for key, *_ in report["mismatched_keys"])
@@ -261,7 +275,14 @@ def _loading(folder: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(folder, f"cannot be read ({reason}); download it again") from error
     finally:

@@ -36,7 +36,7 @@ class DiskFull(K1Error):
     def __init__(self, path: str | Path, needed_bytes: int, free_bytes: int) -> None:
         needs, free = needed_bytes / MEGABYTE, free_bytes / MEGABYTE
         super().__init__(
-            f"{path}: the disk is full: needs {needs:.1f} MB, {free:.1f} MB free; "
+            f"{path}: too little room on the disk: needs {needs:.1f} MB, {free:.1f} MB free; "
             "free some space or choose another folder"
         )
         self.path, self.needed_bytes, self.free_bytes = str(path), needed_bytes, free_bytes
@@ -59,7 +59,7 @@ def prepare_output(path: str | Path, *, needed_bytes: int = 0) -> Path:
         The absolute path.
 
     Raises:
-        UserError: field ``out``: the folder cannot be made or written, or the name is that of a folder or device.
+        UserError: field ``out``: the folder cannot be made or written, or a folder or device has the name.
         DiskFull: less than ``needed_bytes`` is free.
     """
     try:

@@ -59,7 +59,7 @@ def video_bytes(width: int, height: int, frames: int, crf: int = 16) -> int:
 
 
 class VideoWriter:
-    """Writes H.264 in yuv420p to an mp4, one frame after the other; the file appears when the block ends well.
+    """Writes H.264 in yuv420p to an mp4, frame by frame; the file appears when the block ends well.
 
         with VideoWriter(path, width=768, height=512, metadata=described) as writer:
             writer.write(frame)
@@ -183,7 +183,7 @@ class VideoWriter:
             raise write_error(self.path, error, self._needed_bytes) from error
 
     def _check_whole(self) -> None:
-        """ffmpeg's word is not taken for it: interrupted, it ends a shorter video and may call that success."""
+        """ffmpeg's word is not taken for it: interrupted, it ends a shorter video as if it were whole."""
         try:
             with self._temporary.open("rb") as file:
                 order = mp4.layout(file)

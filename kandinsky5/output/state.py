@@ -96,7 +96,8 @@ def load_latents(
         raise UserError(
             field, str(path), f"{error}; give a file that --save-latents wrote"
         ) from error
-    except (OSError, RuntimeError) as error:
+    # RuntimeError: "~" where there is no home; ValueError: a NUL character.
+    except (OSError, RuntimeError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(field, str(path), f"cannot be read ({reason})") from error
 

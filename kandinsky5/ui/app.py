@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import socket
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI
-from gradio.routes import App as GradioApp
-from starlette.routing import Mount
 
-from kandinsky5.errors import UserError
-from kandinsky5.ui import form, theme, views
+from kandinsky5.ui import choices, form, theme, views
 from kandinsky5.ui.handlers import Handlers
 from kandinsky5.ui.options import StudioOptions
-from kandinsky5.ui.routes import Door, door_settings, result_routes
+from kandinsky5.ui.routes import result_routes, with_door
+from kandinsky5.ui.server import StudioServer, bind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kandinsky5.worker.client import WorkerClient
 
-log = logging.getLogger(__name__)
-
 POLL_S = 1.0
-SHUTDOWN_S = 2
 HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
 <circle cx="11" cy="14" r="9" fill="#dc5333"/><path d="M20 23 29 5l9 18z" fill="#2f6f9f" opacity=".92"/>
 <rect x="16" y="9" width="10" height="10" fill="#e8b23a" opacity=".95"/></svg>
@@ -49,7 +36,7 @@ def build(client: WorkerClient, options: StudioOptions) -> gr.Blocks:
     """The page: what to make on the left, what happens on the right."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(options.uploads_dir)
-    handlers = Handlers(client, options.out_dir, form.weights_in(options.models_dirs))
+    handlers = Handlers(client, options.out_dir, choices.weights_in(options.models_dirs))
     with gr.Blocks(title="K1", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, js_on_load=None)
         with gr.Row(elem_id="k1-create", equal_height=False):
@@ -118,9 +105,9 @@ def _connect_form(handlers: Handlers, controls: dict[str, Any], dice: gr.Button)
     size, width, height = controls["size"], controls["width"], controls["height"]
     controls["mode"].input(handlers.mode_chosen, controls["mode"], every, **quiet)
     controls["preset"].input(handlers.preset_chosen, controls["preset"], every, **quiet)
-    size.input(form.size_of, [size, width, height], [width, height], **quiet)
+    size.input(choices.size_of, [size, width, height], [width, height], **quiet)
     for side in (width, height):
-        side.input(lambda: form.CUSTOM_SIZE, None, size, **quiet)
+        side.input(lambda: choices.CUSTOM_SIZE, None, size, **quiet)
     dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **quiet)
 
 
@@ -161,7 +148,7 @@ def studio_app(client: WorkerClient, options: StudioOptions) -> FastAPI:
     page = build(client, options)
     app = FastAPI(title="K1", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(result_routes(client, options.out_dir))
-    app.add_middleware(Door, **door_settings(options))
+    with_door(app, options)
     gr.mount_gradio_app(
         app,
         page,
@@ -205,7 +192,7 @@ def launch(options: StudioOptions) -> int:
         device=options.device,
     )
     try:
-        server = StudioServer(client, options)
+        server = StudioServer(studio_app(client, options))
         client.start()
         with server.told_by_signals():
             server.run(sockets=[listener])
@@ -213,96 +200,3 @@ def launch(options: StudioOptions) -> int:
         listener.close()
         client.close()
     return 0
-
-
-class StudioServer(uvicorn.Server):
-    """uvicorn with the studio in it.
-
-    A shutdown waits only ``SHUTDOWN_S`` for answers under way.
-    """
-
-    def __init__(self, client: WorkerClient, options: StudioOptions) -> None:
-        super().__init__(
-            uvicorn.Config(
-                studio_app(client, options),
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=SHUTDOWN_S,
-                server_header=False,
-            )
-        )
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # the streams to open pages would otherwise be cut off, each with a traceback in the terminal
-        for route in self.config.app.routes:
-            if isinstance(route, Mount) and isinstance(route.app, GradioApp):
-                route.app.stop_event.set()
-        await super().shutdown(sockets)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # uvicorn would raise the signal again at its end and so kill the process before the worker is closed
-        yield
-
-    @contextmanager
-    def told_by_signals(self) -> Iterator[None]:
-        """End the server at SIGINT or SIGTERM; only in the main thread, where signals arrive."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self.handle_exit)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        UserError: the port is taken (naming the next free one), or the address is not this machine's.
-    """
-    try:
-        return _listening(host, port)
-    except PermissionError as error:
-        raise UserError(
-            "port", port, "ports below 1024 belong to the system; try --port 7860"
-        ) from error
-    except OSError as error:
-        free = next(
-            (other for other in range(port + 1, min(port + 200, 65536)) if _is_free(host, other)),
-            None,
-        )
-        if _answers_to(host) and free is not None:
-            raise UserError("port", port, f"{port} is in use: try --port {free}") from error
-        raise UserError("host", host, f"an address of this machine ({error.strerror})") from error
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_free(host: str, port: int) -> bool:
-    try:
-        _listening(host, port).close()
-    except OSError:
-        return False
-    return True
-
-
-def _answers_to(host: str) -> bool:
-    """Whether the address itself can be used, whatever the port."""
-    return _is_free(host, 0)

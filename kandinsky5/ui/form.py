@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABCMeta
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.component_meta import ComponentMeta
 from PIL import Image, UnidentifiedImageError
 
 from kandinsky5.errors import UserError
-from kandinsky5.presets import MODES, PRESETS, Preset
+from kandinsky5.presets import MODES, PRESETS
 from kandinsky5.request import MAX_SEED, GenerationRequest, settle
-
-FROM_IMAGE = "From the image"
-SHOWN_MODES = {mode: title for mode, title in MODES.items() if mode in ("t2v", "i2v")}
-"""Modes that can be chosen; the pipeline of this version refuses pictures."""
-CUSTOM_SIZE = "Custom"
+from kandinsky5.ui.choices import SHOWN_MODES, preset_values, size_choices, size_name
 
 
 @dataclass(frozen=True)
@@ -102,16 +100,25 @@ FIELDS: tuple[Field, ...] = (
 BY_NAME = {field.name: field for field in FIELDS}
 
 
-class PictureInput(gr.Image):
+class _UnwrittenMeta(ComponentMeta):
+    """gradio's metaclass without its habit of writing a .pyi file beside the source of a component."""
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]
+    ) -> _UnwrittenMeta:
+        return ABCMeta.__new__(cls, name, bases, attributes)
+
+
+class PictureInput(gr.Image, metaclass=_UnwrittenMeta):
     """gradio's image control that hands over the uploaded file as it is.
 
-    gradio's own would decode and store it again before any handler runs, so that a broken file could not
-    be answered at its field.
+    Its own way is to decode the file before any handler runs, so that a broken one could not be answered
+    at its field.
     """
 
     is_template = True
 
-    def preprocess(self, payload: Any) -> str | None:  # type: ignore[override]
+    def preprocess(self, payload: Any) -> str | None:
         return payload.path if payload else None
 
 
@@ -146,7 +153,6 @@ def component(
     if field.kind == "picture":
         del common["info"]
         return PictureInput(
-            value=None,
             type="filepath",
             sources=["upload", "clipboard"],
             buttons=[],
@@ -166,90 +172,6 @@ def component(
 
 def _fixed_defaults() -> dict[str, Any]:
     return {field.name: field.default for field in FIELDS}
-
-
-def preset_values(preset: Preset) -> dict[str, Any]:
-    """Values of the controls a preset decides: size, length and sampling."""
-    width, height = preset.sizes_px[0]
-    if preset.takes_image:
-        return {
-            **_sampling(preset),
-            "size": FROM_IMAGE,
-            "width": None,
-            "height": None,
-        }
-    return {
-        **_sampling(preset),
-        "size": _size_text(width, height),
-        "width": width,
-        "height": height,
-    }
-
-
-def _sampling(preset: Preset) -> dict[str, Any]:
-    return {
-        "seconds": preset.seconds,
-        "steps": preset.steps,
-        "guidance": preset.guidance,
-        "shift": preset.shift,
-    }
-
-
-def _size_text(width: int, height: int) -> str:
-    return f"{width} × {height}"
-
-
-def size_choices(preset: Preset) -> list[str]:
-    """Names of the trained sizes, "from the image" where there is one, and "custom"."""
-    trained = [_size_text(width, height) for width, height in preset.sizes_px]
-    return [*([FROM_IMAGE] if preset.takes_image else []), *trained, CUSTOM_SIZE]
-
-
-def size_of(name: str, width: Any, height: Any) -> tuple[Any, Any]:
-    """(width, height) for a name of :func:`size_choices`; "custom" keeps what stands there."""
-    if name == FROM_IMAGE:
-        return None, None
-    if name == CUSTOM_SIZE:
-        return width, height
-    first, second = name.split(" × ")
-    return int(first), int(second)
-
-
-def size_name(preset: Preset, width: Any, height: Any) -> str:
-    """The name of a size among the preset's choices."""
-    if preset.takes_image and not width and not height:
-        return FROM_IMAGE
-    if (width, height) in preset.sizes_px:
-        return _size_text(int(width), int(height))
-    return CUSTOM_SIZE
-
-
-def preset_choices(mode: str, is_here: Callable[[Preset], bool]) -> list[tuple[str, str]]:
-    """(label, name) of the presets of a mode: built in first, then those whose weights are here.
-
-    The others are marked as such.
-    """
-    rows = [preset for preset in PRESETS.values() if preset.mode == mode]
-    here = {preset.name: preset.is_builtin or is_here(preset) for preset in rows}
-    rows.sort(key=lambda preset: (not preset.is_builtin, not here[preset.name]))
-    note = " — weights not here yet"
-    return [(preset.title + ("" if here[preset.name] else note), preset.name) for preset in rows]
-
-
-def weights_in(folders: Sequence[Path]) -> Callable[[Preset], bool]:
-    """A cheap check whether a preset's weights lie in one of the folders, by their published names."""
-
-    def is_here(preset: Preset) -> bool:
-        names = (preset.weights_file, preset.diffusers_repository.rpartition("/")[2])
-        places = (preset.repository.rpartition("/")[2], "model", "")
-        return any(
-            name and (folder / place / name).exists()
-            for folder in folders
-            for place in places
-            for name in names
-        )
-
-    return is_here
 
 
 def request_from(values: Mapping[str, Any]) -> GenerationRequest:

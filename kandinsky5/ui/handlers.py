@@ -12,7 +12,7 @@ import gradio as gr
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import form, views
+from kandinsky5.ui import choices, form, views
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import JobSnapshot, WorkerClient
@@ -40,7 +40,7 @@ class Handlers:
 
     def presets(self, mode: str) -> list[tuple[str, str]]:
         """Choices of presets for a mode."""
-        return form.preset_choices(mode, self.is_here)
+        return choices.preset_choices(mode, self.is_here)
 
     def generate(self, watched: str | None, token: str, *values: Any) -> tuple[Any, Any, str]:
         """Queue what the form says.
@@ -104,7 +104,7 @@ class Handlers:
         )
 
     def _focus(self, watched: str | None, queue: tuple[JobSnapshot, ...]) -> JobSnapshot | None:
-        """The job whose progress a page shows: its own while that is on, else whatever runs, else its last."""
+        """The job whose progress a page shows: its own while that is on, else whatever runs."""
         own = self._job(watched)
         if own is not None and views.is_active(own):
             return own
@@ -148,12 +148,12 @@ class Handlers:
     def mode_chosen(self, mode: str) -> list[Any]:
         """The first preset of the mode, with its defaults."""
         preset = PRESETS[self.presets(mode)[0][1]]
-        return self._updates({"preset": preset.name, **form.preset_values(preset)}, preset)
+        return self._updates({"preset": preset.name, **choices.preset_values(preset)}, preset)
 
     def preset_chosen(self, name: str) -> list[Any]:
         """The defaults of the preset."""
         preset = PRESETS[name]
-        return self._updates(form.preset_values(preset), preset)
+        return self._updates(choices.preset_values(preset), preset)
 
     def _updates(self, values: dict[str, Any], preset: Preset) -> list[Any]:
         """An update for each control: its value where one is given, its choices, whether it is shown."""
@@ -165,7 +165,7 @@ class Handlers:
             if field.name == "preset":
                 change["choices"] = self.presets(preset.mode)
             elif field.name == "size":
-                change["choices"] = form.size_choices(preset)
+                change["choices"] = choices.size_choices(preset)
             updates.append(gr.update(**change))
         return updates
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -123,12 +123,14 @@ def _knows(credentials: tuple[str, str], header: str) -> bool:
     return hmac.compare_digest(given, ":".join(credentials).encode())
 
 
-def door_settings(options: StudioOptions) -> dict[str, object]:
-    """The door's arguments for these options."""
-    if not options.listen:
-        return {"credentials": options.credentials}
-    names = {socket.gethostname(), socket.getfqdn(), options.host}
-    return {"hosts": names, "any_address": True, "credentials": options.credentials}
+def with_door(app: FastAPI, options: StudioOptions) -> None:
+    """Put the door for these options in front of an app."""
+    names: set[str] = set()
+    if options.listen:
+        names = {socket.gethostname(), socket.getfqdn(), options.host}
+    app.add_middleware(
+        Door, hosts=names, any_address=options.listen, credentials=options.credentials
+    )
 
 
 def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:

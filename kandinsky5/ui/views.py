@@ -154,7 +154,8 @@ def player(job: JobSnapshot | None) -> str:
     if Path(job.output).suffix == ".png":
         media = f'<img src="{source}" alt="{label}">'
     else:
-        media = f'<video src="{source}" aria-label="{label}" controls autoplay loop muted playsinline></video>'
+        switches = "controls autoplay loop muted playsinline"
+        media = f'<video src="{source}" aria-label="{label}" {switches}></video>'
     facts = "".join(
         f"<li><span>{safe(name)}</span> {safe(value)}</li>" for name, value in _facts(job)
     )

@@ -1,4 +1,4 @@
-"""The transformer against diffusers' independent one, and what must stay exact in half precision."""
+"""The transformer against diffusers' independent one, and what stays exact in half precision."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changed(config: DiTConfig, **values: Any) -> DiTConfig:
     return DiTConfig(**{**vars(config), **values})
 
 
-def diffusers_model(config: DiTConfig) -> nn.Module:
+def diffusers_model(config: DiTConfig) -> Any:
     diffusers = pytest.importorskip("diffusers")
     values = {name: value for name, value in vars(config).items() if name != "instruct_type"}
     return diffusers.Kandinsky5Transformer3DModel(**values)
@@ -48,7 +48,7 @@ def diffusers_model(config: DiTConfig) -> nn.Module:
 
 @pytest.fixture
 def float32_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers rounds rotated queries and keys to bfloat16 whatever the weights; not while we compare."""
+    """diffusers rounds rotated queries and keys to bfloat16 always; not while we compare."""
     module = pytest.importorskip("diffusers.models.transformers.transformer_kandinsky")
 
     class Float32Torch:
@@ -60,7 +60,7 @@ def float32_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "torch", Float32Torch())
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(model: nn.Module, seed: int = 0) -> Any:
     """Weights as torch draws them, but with modulation, norms and biases that act."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -99,7 +99,7 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def diffusers_velocity(
-    model: nn.Module,
+    model: Any,
     x: torch.Tensor,
     text: torch.Tensor,
     pooled: torch.Tensor,
@@ -234,7 +234,12 @@ def test_image_editing_takes_condition_channels_too() -> None:
 
 
 def test_a_published_config_is_read_and_its_other_keys_passed_over() -> None:
-    published = {**vars(PRO), "axes_dims": [32, 48, 48], "patch_size": [1, 2, 2], "attention_P": 0.9}
+    published = {
+        **vars(PRO),
+        "axes_dims": [32, 48, 48],
+        "patch_size": [1, 2, 2],
+        "attention_P": 0.9,
+    }
     assert DiTConfig.from_dict(published) == PRO
 
 
@@ -311,7 +316,9 @@ def rounded_to_bfloat16(model: DiffusionTransformer3D) -> DiffusionTransformer3D
     return copy
 
 
-def watched(model: DiffusionTransformer3D, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, dict]:
+def watched(
+    model: DiffusionTransformer3D, given: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, dict]:
     """The velocity, and what went in and out of the parts that must stay float32."""
     seen: dict[str, tuple[torch.Tensor, ...]] = {}
 

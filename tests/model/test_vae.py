@@ -17,7 +17,7 @@ def changed(config: VideoVAEConfig, **values: Any) -> VideoVAEConfig:
     return VideoVAEConfig(**{**vars(config), **values})
 
 
-def diffusers_vae(config: VideoVAEConfig) -> nn.Module:
+def diffusers_vae(config: VideoVAEConfig) -> Any:
     diffusers = pytest.importorskip("diffusers")
     levels = len(config.block_out_channels)
     vae = diffusers.AutoencoderKLHunyuanVideo(
@@ -29,7 +29,7 @@ def diffusers_vae(config: VideoVAEConfig) -> nn.Module:
     return vae.eval()
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(model: nn.Module, seed: int = 0) -> Any:
     """Weights as torch draws them, but with norms that act."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ def tiny(config: VideoVAEConfig = TINY) -> VideoVAE:
     return model
 
 
-def pair(config: VideoVAEConfig) -> tuple[VideoVAE, nn.Module]:
+def pair(config: VideoVAEConfig) -> tuple[VideoVAE, Any]:
     """Ours and diffusers' with the same weights."""
     torch.manual_seed(0)
     reference, ours = randomised(diffusers_vae(config)), VideoVAE(config).eval()
@@ -89,7 +89,9 @@ def test_encoding_equals_diffusers(layers: int, frames: int, height: int, width:
 )
 def test_decoding_equals_diffusers(layers: int, frames: int, height: int, width: int) -> None:
     ours, reference = pair(changed(TINY, layers_per_block=layers))
-    latent = torch.randn(1, 16, frames, height, width, generator=torch.Generator().manual_seed(frames))
+    latent = torch.randn(
+        1, 16, frames, height, width, generator=torch.Generator().manual_seed(frames)
+    )
     with torch.inference_mode():
         video = ours.decode(latent)
         expected = reference.decode(latent).sample
@@ -112,7 +114,9 @@ def test_a_frame_of_one_latent_pixel_equals_diffusers() -> None:
     ours, reference = (model.double() for model in pair(TINY))
     video, latent = clip(9, 8, 8).double(), clip(4, 1, 1).double().repeat(1, 6, 1, 1, 1)[:, :16]
     with torch.inference_mode():
-        assert relative_error(ours.encode(video)[0], reference.encode(video).latent_dist.mean) <= 1e-12
+        assert (
+            relative_error(ours.encode(video)[0], reference.encode(video).latent_dist.mean) <= 1e-12
+        )
         assert relative_error(ours.decode(latent), reference.decode(latent).sample) <= 1e-12
 
 
@@ -162,8 +166,8 @@ def test_a_published_config_is_read_and_its_other_keys_passed_over() -> None:
     assert VideoVAEConfig().strides == ((1, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1))
 
 
-# Causality: convolutions and attention see no later frame. GroupNorm's statistics run over all frames of what
-# it is given, so in the whole model a later frame does change earlier ones, a little.
+# Causality: convolutions and attention see no later frame. GroupNorm's statistics run over all frames of
+# what it is given, so in the whole model a later frame does change earlier ones, a little.
 
 
 def without_norms(model: VideoVAE) -> VideoVAE:

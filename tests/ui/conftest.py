@@ -56,13 +56,14 @@ def fake_client() -> ModuleType:
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., Studio]]:
     """Start a studio over a client (``serve(client, options)``); all are ended with the module."""
-    from kandinsky5.ui.app import StudioServer, bind
+    from kandinsky5.ui.app import studio_app
+    from kandinsky5.ui.server import StudioServer, bind
 
     running: list[tuple[Any, threading.Thread, Any]] = []
 
     def start(client: Any, options: Any) -> Studio:
         listener = bind("127.0.0.1", 0)
-        server = StudioServer(client, options)
+        server = StudioServer(studio_app(client, options))
         client.start()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from kandinsky5.errors import UserError
-from kandinsky5.ui.app import bind, launch
+from kandinsky5.ui.app import launch
 from kandinsky5.ui.options import StudioOptions
+from kandinsky5.ui.server import bind
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ def test_a_studio_open_to_strangers_does_not_start():
         launch(StudioOptions(listen=True))
 
 
-def test_the_pages_process_imports_neither_torch_nor_transformers(tmp_path):
+def test_the_pages_process_imports_no_torch_and_writes_no_source(tmp_path):
     code = (
         "import sys, pathlib; from kandinsky5.ui.app import studio_app;"
         "from kandinsky5.ui.options import StudioOptions; from fake_client import FakeClient;"
@@ -68,6 +69,7 @@ def test_the_pages_process_imports_neither_torch_nor_transformers(tmp_path):
     process = run_python(code, str(tmp_path))
     output, errors = process.communicate(timeout=120)
     assert output.strip() == "set()", errors
+    assert not list((ROOT / "kandinsky5" / "ui").glob("*.pyi")), "gradio wrote into the sources"
 
 
 SERVED = """

@@ -7,16 +7,16 @@ import pytest
 from PIL import Image
 
 from kandinsky5.errors import UserError
-from kandinsky5.presets import MODES, PRESETS
+from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
-from kandinsky5.ui import form
+from kandinsky5.ui import choices, form
 
 
 def filled(**changes: Any) -> dict[str, Any]:
     """Values of the controls as the page sends them, with the first preset's defaults."""
     values: dict[str, Any] = {field.name: field.default for field in form.FIELDS}
     preset = PRESETS[changes.get("preset", values["preset"])]
-    return {**values, **form.preset_values(preset), "prompt": "a red circle", **changes}
+    return {**values, **choices.preset_values(preset), "prompt": "a red circle", **changes}
 
 
 def test_every_field_of_the_table_is_the_requests_or_steers_others():
@@ -26,7 +26,7 @@ def test_every_field_of_the_table_is_the_requests_or_steers_others():
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in PRESETS if PRESETS[name].mode in form.SHOWN_MODES]
+    "name", [name for name in PRESETS if PRESETS[name].mode in choices.SHOWN_MODES]
 )
 def test_a_presets_defaults_make_the_request_that_the_preset_alone_would(name, tmp_path):
     picture = None
@@ -44,7 +44,7 @@ def test_settings_of_a_result_fill_the_form_and_give_the_same_request():
     )
     values = form.values_of(request)
     assert values["seed"] == "9223372036854775807"
-    assert values["size"] == form.CUSTOM_SIZE
+    assert values["size"] == choices.CUSTOM_SIZE
     assert settle(form.request_from(values)) == settle(request)
 
 
@@ -107,36 +107,3 @@ def test_a_pasted_path_loses_its_quotes_and_gets_its_home(tmp_path, monkeypatch)
     file.touch()
     for written in (f' "{file}" ', f"'{file}'", "~/my model.safetensors"):
         assert form.request_from(filled(dit=written)).dit == str(file)
-
-
-def test_presets_of_a_mode_begin_with_the_built_in_then_those_that_are_here():
-    choices = form.preset_choices("t2v", lambda preset: preset.name == "pro-t2v-5s-sd")
-    assert [name for _, name in choices[:2]] == ["demo-t2v", "pro-t2v-5s-sd"]
-    assert all(label.endswith("weights not here yet") for label, _ in choices[2:])
-    assert not any(label.endswith("weights not here yet") for label, _ in choices[:2])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_has_presets_and_only_its_own(mode):
-    names = [name for _, name in form.preset_choices(mode, lambda preset: False)]
-    assert names
-    assert {PRESETS[name].mode for name in names} == {mode}
-
-
-def test_weights_count_as_here_as_a_file_or_as_a_diffusers_folder(tmp_path):
-    is_here = form.weights_in([tmp_path])
-    lite, pro = PRESETS["lite-t2v-5s-sft"], PRESETS["pro-t2v-5s-sd"]
-    assert not is_here(lite)
-    (tmp_path / lite.weights_file).touch()
-    (tmp_path / "Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers").mkdir()
-    assert is_here(lite)
-    assert is_here(pro)
-    assert not is_here(PRESETS["image-t2i"])
-
-
-def test_sizes_read_back_as_they_are_named():
-    preset = PRESETS["lite-t2v-5s-sft"]
-    for name in form.size_choices(preset)[:-1]:
-        assert form.size_name(preset, *form.size_of(name, None, None)) == name
-    assert form.size_of(form.CUSTOM_SIZE, 640, 384) == (640, 384)
-    assert form.size_name(preset, 640, 384) == form.CUSTOM_SIZE

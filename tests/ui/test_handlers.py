@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import form
+from kandinsky5.ui import choices, form
 from kandinsky5.ui.handlers import Handlers
 
 
@@ -115,14 +115,14 @@ def test_settings_of_the_shown_result_come_back_with_the_seed_that_was_drawn(han
     updates = dict(zip(form.BY_NAME, handlers.use_settings(None, shown), strict=True))
     got = {name: update.get("value") for name, update in updates.items()}
     assert (got["prompt"], got["steps"], got["seed"]) == ("a tale", 9, "1234567")
-    assert (got["size"], got["width"]) == (form.CUSTOM_SIZE, 96)
+    assert (got["size"], got["width"]) == (choices.CUSTOM_SIZE, 96)
 
 
 def test_choosing_a_mode_loads_its_first_preset_and_shows_the_image(handlers):
     updates = dict(zip(form.BY_NAME, handlers.mode_chosen("i2v"), strict=True))
     assert updates["preset"]["value"] == "demo-i2v"
     assert updates["image"]["visible"] is True
-    assert updates["size"]["value"] == form.FROM_IMAGE
+    assert updates["size"]["value"] == choices.FROM_IMAGE
     assert "value" not in updates["prompt"]
 
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from kandinsky5.ui.options import StudioOptions
-from kandinsky5.ui.routes import Door, door_settings, result_routes
+from kandinsky5.ui.routes import result_routes, with_door
 
 HERE = "http://127.0.0.1:7860"
 
@@ -16,7 +16,7 @@ HERE = "http://127.0.0.1:7860"
 def visitor(options: StudioOptions | None = None, address: str = HERE) -> TestClient:
     """A client before a door with one route behind it that reads and changes."""
     app = FastAPI()
-    app.add_middleware(Door, **door_settings(options or StudioOptions()))
+    with_door(app, options or StudioOptions())
     app.add_api_route("/act", lambda: "done", methods=["GET", "POST"])
     return TestClient(app, base_url=address)
 

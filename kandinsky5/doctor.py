@@ -1,0 +1,440 @@
+"""What this machine can do, and where it cannot, why and what helps.
+
+Looking (functions that touch the machine) and judging (functions of what was seen) are apart, so that an
+old driver or a missing card can be judged on any machine. torch is imported only while :func:`diagnose` runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kandinsky5.errors import K1Error
+from kandinsky5.presets import PRESETS, Preset
+
+log = logging.getLogger(__name__)
+
+OK, WARNING, MISSING = "ok", "warning", "missing"
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+TESTED_TORCH = ((2, 10), (2, 13))
+TESTED_PYTHON = ((3, 10), (3, 12))
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""Of each major CUDA version, the first Linux driver that runs it (NVIDIA's release notes)."""
+
+BF16_CAPABILITY = (8, 0)
+DEMO_RAM_BYTES = 3 * 10**9
+DISK_BYTES = 10**9
+PROBE_TIMEOUT_S = 20
+ENGINES = (
+    ("flash2", "flash_attn"),
+    ("flash3", "flash_attn_interface"),
+    ("sage", "sageattention"),
+    ("nabla", "torch.nn.attention.flex_attention"),
+)
+"""Attention engines beside torch's own, and the module that each needs."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at.
+        status: ``ok``, ``warning`` (works less well) or ``missing``.
+        found: what is there, or why it is not.
+        advice: what to do; empty when nothing need be done.
+    """
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks, in the order in which they are read."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def demo_works(self) -> bool:
+        """Whether the built-in model can make a video here."""
+        status = {check.name: check.status for check in self.checks}
+        return all(status.get(name) != MISSING for name in ("torch", "ffmpeg", "demo model"))
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether there is a card that torch can use."""
+        return any(check.name.startswith("gpu ") for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        """One sentence: what works here."""
+        if not self.demo_works:
+            return "The built-in demo does not work here yet: see what is missing."
+        if self.has_gpu:
+            return "The built-in demo works here, and there is a GPU for the large models."
+        return "The built-in demo works here, on the CPU; the large models need an NVIDIA GPU."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary."""
+        return {
+            "summary": self.summary,
+            "demo_works": self.demo_works,
+            "has_gpu": self.has_gpu,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def to_text(self) -> str:
+        """A line for each check, its advice below it, and the summary."""
+        width = max(len(check.name) for check in self.checks)
+        lines = []
+        for check in self.checks:
+            lines.append(f"{check.status:8} {check.name:{width}}  {check.found}")
+            if check.advice:
+                lines.append(f"{'':8} {'':{width}}  -> {check.advice}")
+        return "\n".join([*lines, "", self.summary])
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that torch sees."""
+
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """What torch and the system say about NVIDIA cards.
+
+    Attributes:
+        cuda_build: CUDA version torch was built for; None for a CPU build.
+        driver: version of NVIDIA's driver; None without one.
+        cards: those torch can use.
+        card_on_bus: whether the system has an NVIDIA card at all.
+    """
+
+    cuda_build: str | None
+    driver: str | None
+    cards: tuple[Card, ...] = ()
+    card_on_bus: bool = False
+
+
+def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()) -> Report:
+    """Look at the machine; nothing is changed on it and nothing is fetched.
+
+    Args:
+        out_dir, state_dir: whose disks are looked at.
+        models_dirs: folders in which models are looked for, besides those K1 knows.
+    """
+    checks = [_system(), _python(), *judge_packages(pinned_versions(REQUIREMENTS), _installed)]
+    torch = _imported("torch")
+    if isinstance(torch, ModuleType):
+        checks += [_torch(torch), *judge_gpu(_gpu_facts(torch)), *_engines(torch)]
+    else:
+        checks.append(Check("torch", MISSING, torch, "install the packages of requirements.txt"))
+    checks += [_triton(), _ffmpeg(), judge_memory(*memory_bytes())]
+    checks += [_disk("output folder", out_dir), _disk("state folder", state_dir)]
+    return Report((*checks, *_models(models_dirs)))
+
+
+def pinned_versions(requirements: Path) -> dict[str, tuple[str, ...]]:
+    """Package → the versions that ``requirements.txt`` names for it, one for each Python; empty without it."""
+    try:
+        lines = requirements.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pinned: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        if pin := re.match(r"([\w.-]+)==([\w.+!-]+)", line):
+            pinned[pin[1]] = (*pinned.get(pin[1], ()), pin[2])
+    return pinned
+
+
+def judge_packages(pinned: Mapping[str, tuple[str, ...]], installed: Any) -> list[Check]:
+    """Compare what is installed (``installed(name)`` → version or None) with what was tested."""
+    if not pinned:
+        return [Check("packages", WARNING, f"no {REQUIREMENTS.name} to compare with")]
+    checks = []
+    for name, versions in pinned.items():
+        version = installed(name)
+        tested = " or ".join(versions)
+        if version is None:
+            advice = "install the packages of requirements.txt"
+            checks.append(Check(f"package {name}", MISSING, f"tested with {tested}", advice))
+        elif version.partition("+")[0] in versions:
+            checks.append(Check(f"package {name}", OK, version))
+        elif name == "torch" and _is_between(version, *TESTED_TORCH):
+            checks.append(Check(f"package {name}", OK, f"{version} (tested with {tested})"))
+        else:
+            advice = "if something fails, install the packages of requirements.txt"
+            found = f"{version} (tested with {tested})"
+            checks.append(Check(f"package {name}", WARNING, found, advice))
+    return checks
+
+
+def judge_gpu(facts: GpuFacts) -> list[Check]:
+    """A line for each card, or one that says why there is none to use."""
+    if facts.cards:
+        return [_judge_card(index, card, facts) for index, card in enumerate(facts.cards)]
+    if facts.driver is None:
+        if facts.card_on_bus:
+            advice = "install NVIDIA's driver and start the machine again"
+            return [Check("gpu", MISSING, "there is an NVIDIA card, but no driver for it", advice)]
+        advice = "the built-in demo runs on the CPU; the large models need an NVIDIA card"
+        return [Check("gpu", MISSING, "no NVIDIA card", advice)]
+    if facts.cuda_build is None:
+        advice = "install torch again, without +cpu in its version"
+        found = f"driver {facts.driver} is here, but this torch is built for the CPU alone"
+        return [Check("gpu", MISSING, found, advice)]
+    oldest = OLDEST_DRIVER.get(_leading_number(facts.cuda_build), 0)
+    if _leading_number(facts.driver) < oldest:
+        found = f"driver {facts.driver} is too old for CUDA {facts.cuda_build}"
+        return [Check("gpu", MISSING, found, f"update NVIDIA's driver to {oldest} or newer")]
+    advice = "look at CUDA_VISIBLE_DEVICES; in a container, let the GPU in (--gpus all)"
+    return [Check("gpu", MISSING, f"driver {facts.driver} is here, but torch sees no card", advice)]
+
+
+def judge_memory(total_bytes: int | None, available_bytes: int | None) -> Check:
+    """Main memory, all of it and what is free."""
+    if total_bytes is None or available_bytes is None:
+        return Check("memory", WARNING, "this system does not tell how much there is")
+    found = f"{_gigabytes(available_bytes)} free of {_gigabytes(total_bytes)}"
+    if available_bytes < DEMO_RAM_BYTES:
+        advice = f"close other programs: the built-in demo wants {_gigabytes(DEMO_RAM_BYTES)}"
+        return Check("memory", WARNING, found, advice)
+    return Check("memory", OK, found)
+
+
+def memory_bytes() -> tuple[int | None, int | None]:
+    """Main memory (total, available), within the limits of a container; None where nothing tells."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None, None
+    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
+    total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such limit, or the word "max"
+        return total, available
+    if total is None or available is None:
+        return limit, limit - used
+    return min(total, limit), min(available, limit - used)
+
+
+def _judge_card(index: int, card: Card, facts: GpuFacts) -> Check:
+    found = (
+        f"{card.name}, {_gigabytes(card.free_bytes)} free of {_gigabytes(card.total_bytes)},"
+        f" compute capability {card.capability[0]}.{card.capability[1]},"
+        f" driver {facts.driver or 'unknown'}, CUDA {facts.cuda_build}"
+    )
+    if card.capability < BF16_CAPABILITY:
+        advice = "cards before Ampere compute slowly in bfloat16; expect long times"
+        return Check(f"gpu {index}", WARNING, found, advice)
+    return Check(f"gpu {index}", OK, found)
+
+
+def _gpu_facts(torch: ModuleType) -> GpuFacts:
+    cards = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+            capability = (properties.major, properties.minor)
+            cards.append(Card(properties.name, capability, total_bytes, free_bytes))
+    return GpuFacts(torch.version.cuda, _driver_version(), tuple(cards), _nvidia_card_on_bus())
+
+
+def _driver_version() -> str | None:
+    """Of NVIDIA's driver, from the kernel, else (in WSL) from its own tool."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        text = _output_of(command) or ""
+    version = re.search(r"\b(\d{3,}\.[\d.]+\d)\b", text)
+    return version[1] if version else None
+
+
+def _nvidia_card_on_bus() -> bool:
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        try:
+            vendor = (device / "vendor").read_text(encoding="ascii").strip()
+            kind = (device / "class").read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            return True
+    return False
+
+
+def _system() -> Check:
+    return Check("system", OK, f"{platform.system()} {platform.release()}, {os.cpu_count()} cores")
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if _is_between(platform.python_version(), *TESTED_PYTHON):
+        return Check("python", OK, found)
+    return Check("python", WARNING, found, "K1 is tested with Python 3.10 to 3.12")
+
+
+def _torch(torch: ModuleType) -> Check:
+    """torch itself, with a self-test of its attention against the plain formula."""
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    fast = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    plain = torch.softmax(query @ key.transpose(-1, -2) / 8**0.5, dim=-1) @ value
+    error = float((fast - plain).abs().max())
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    found = f"{torch.__version__}, {build}, {torch.get_num_threads()} threads; attention sdpa"
+    if error > 1e-4:
+        return Check("torch", MISSING, f"{found} is wrong by {error:.1e}", "install torch again")
+    return Check("torch", OK, f"{found} right to {error:.0e}")
+
+
+def _engines(torch: ModuleType) -> Iterable[Check]:
+    for engine, module in ENGINES:
+        found = _imported(module)
+        if isinstance(found, ModuleType):
+            yield Check(f"attention {engine}", OK, f"{module} can be imported")
+        else:
+            yield Check(f"attention {engine}", MISSING, found, "not needed: sdpa is used instead")
+
+
+def _triton() -> Check:
+    triton = _imported("triton")
+    if isinstance(triton, ModuleType):
+        return Check("triton", OK, str(getattr(triton, "__version__", "can be imported")))
+    advice = "not needed for the demo; on a GPU the fast kernels want it: pip install triton"
+    return Check("triton", MISSING, triton, advice)
+
+
+def _ffmpeg() -> Check:
+    """The bundled ffmpeg, made to encode two frames with the encoder K1 uses."""
+    advice = "install imageio-ffmpeg again"
+    bundled = _imported("imageio_ffmpeg")
+    if not isinstance(bundled, ModuleType):
+        return Check("ffmpeg", MISSING, bundled, advice)
+    try:
+        executable = str(bundled.get_ffmpeg_exe())
+    except RuntimeError as error:
+        return Check("ffmpeg", MISSING, str(error), advice)
+    source = ("-f", "lavfi", "-i", "color=size=64x64:rate=24", "-frames:v", "2")
+    sink = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-f", "null", "-")
+    if _output_of((executable, "-v", "error", "-nostdin", *source, *sink)) is None:
+        return Check("ffmpeg", MISSING, f"{executable} cannot encode H.264", advice)
+    return Check("ffmpeg", OK, f"{executable} encodes H.264")
+
+
+def _disk(name: str, folder: Path) -> Check:
+    """Room and leave to write where the folder is or would be made."""
+    place = folder.expanduser().absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    found = f"{folder}: {_gigabytes(free_bytes)} free"
+    if not os.access(place, os.W_OK):
+        return Check(
+            name, MISSING, f"{found}, but {place} cannot be written", "choose another folder"
+        )
+    if free_bytes < DISK_BYTES:
+        return Check(name, WARNING, found, "make room: a video and its latents need some")
+    return Check(name, OK, found)
+
+
+def _models(models_dirs: Sequence[Path]) -> Iterable[Check]:
+    """For each family, the presets whose weights, text encoders, tokenizers and VAE are here."""
+    families: dict[str, list[Preset]] = {}
+    for preset in PRESETS.values():
+        families.setdefault(preset.model, []).append(preset)
+    for family, presets in families.items():
+        lacking = {preset.name: _what_is_lacking(preset, models_dirs) for preset in presets}
+        ready = [name for name, reason in lacking.items() if reason is None]
+        if ready:
+            yield Check(f"{family} model", OK, f"complete for {', '.join(ready)}")
+        else:
+            yield Check(f"{family} model", MISSING, lacking[presets[0].name] or "")
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The model of a preset, nothing of the user's own."""
+
+    preset: str
+    dit: str | None = None
+    model_dir: str | None = None
+
+
+def _what_is_lacking(preset: Preset, models_dirs: Sequence[Path]) -> str | None:
+    from kandinsky5.model.files import locate_model
+
+    try:
+        locate_model(_Choice(preset.name), models_dirs)
+    except K1Error as error:
+        return str(error)
+    return None
+
+
+def _imported(name: str) -> ModuleType | str:
+    """The module, or why it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        log.info("importing %s: %s", name, error)
+        return f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error)}"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _output_of(command: Sequence[str]) -> str | None:
+    """What a command prints, or None when it fails, hangs or is not there."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s: %s", command[0], error)
+        return None
+    return done.stdout
+
+
+def _is_between(version: str, oldest: tuple[int, int], newest: tuple[int, int]) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return bool(numbers) and oldest <= (int(numbers[1]), int(numbers[2])) <= newest
+
+
+def _leading_number(version: str) -> int:
+    number = re.match(r"\d+", version)
+    return int(number[0]) if number else 0
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"
