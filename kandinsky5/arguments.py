@@ -34,9 +34,6 @@ class UsageError(K1Error):
 class Parser(argparse.ArgumentParser):
     """Refuses with one line and an exception instead of a page of usage and an exit."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **options)
-
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
 
@@ -96,6 +93,7 @@ def build_parser(benches: Mapping[str, str]) -> Parser:
     """The whole command line; ``benches`` are the benchmarks' names and what each shows."""
     parser = Parser(
         prog="k1.py",
+        allow_abbrev=False,
         description="K1: videos and pictures with Kandinsky 5. Without a command it opens the studio.",
         epilog="exit codes: 0 done, 1 a fault of the program, 2 bad input, 3 a needed file is missing or"
         " unusable, 4 out of memory, 5 stopped",
@@ -104,7 +102,7 @@ def build_parser(benches: Mapping[str, str]) -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=False)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     _studio_options(add("ui", "open the studio in the browser"))
     _generate_options(add("generate", "run one job without a browser"))

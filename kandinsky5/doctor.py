@@ -1,30 +1,34 @@
 """What this machine can do, and where it cannot, why and what helps.
 
-Looking (functions that touch the machine) and judging (functions of what was seen) are apart, so that an
-old driver or a missing card can be judged on any machine. torch is imported only while :func:`diagnose` runs.
+What judges is pure and takes what :mod:`kandinsky5.machine` saw, so that an old driver or a missing card
+can be judged anywhere. torch is imported only while :func:`diagnose` runs.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kandinsky5.errors import K1Error
+from kandinsky5.errors import CheckpointError
+from kandinsky5.machine import (
+    Card,
+    GpuFacts,
+    gpu_facts,
+    imported,
+    installed_version,
+    memory_bytes,
+    output_of,
+)
 from kandinsky5.presets import PRESETS, Preset
-
-log = logging.getLogger(__name__)
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
@@ -36,7 +40,7 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 BF16_CAPABILITY = (8, 0)
 DEMO_RAM_BYTES = 3 * 10**9
 DISK_BYTES = 10**9
-PROBE_TIMEOUT_S = 20
+REPORT_COLUMNS = 110
 ENGINES = (
     ("flash2", "flash_attn"),
     ("flash3", "flash_attn_interface"),
@@ -78,7 +82,7 @@ class Report:
     @property
     def has_gpu(self) -> bool:
         """Whether there is a card that torch can use."""
-        return any(check.name.startswith("gpu ") for check in self.checks)
+        return any(check.name == "gpu" and check.status != MISSING for check in self.checks)
 
     @property
     def summary(self) -> str:
@@ -103,37 +107,11 @@ class Report:
         width = max(len(check.name) for check in self.checks)
         lines = []
         for check in self.checks:
-            lines.append(f"{check.status:8} {check.name:{width}}  {check.found}")
+            before = f"{check.status:8} {check.name:{width}}  "
+            lines.append(_wrapped(before, check.found))
             if check.advice:
-                lines.append(f"{'':8} {'':{width}}  -> {check.advice}")
+                lines.append(_wrapped(" " * len(before) + "-> ", check.advice))
         return "\n".join([*lines, "", self.summary])
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU that torch sees."""
-
-    name: str
-    capability: tuple[int, int]
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """What torch and the system say about NVIDIA cards.
-
-    Attributes:
-        cuda_build: CUDA version torch was built for; None for a CPU build.
-        driver: version of NVIDIA's driver; None without one.
-        cards: those torch can use.
-        card_on_bus: whether the system has an NVIDIA card at all.
-    """
-
-    cuda_build: str | None
-    driver: str | None
-    cards: tuple[Card, ...] = ()
-    card_on_bus: bool = False
 
 
 def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()) -> Report:
@@ -143,10 +121,14 @@ def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()
         out_dir, state_dir: whose disks are looked at.
         models_dirs: folders in which models are looked for, besides those K1 knows.
     """
-    checks = [_system(), _python(), *judge_packages(pinned_versions(REQUIREMENTS), _installed)]
-    torch = _imported("torch")
+    checks = [
+        _system(),
+        _python(),
+        *judge_packages(pinned_versions(REQUIREMENTS), installed_version),
+    ]
+    torch = imported("torch")
     if isinstance(torch, ModuleType):
-        checks += [_torch(torch), *judge_gpu(_gpu_facts(torch)), *_engines(torch)]
+        checks += [_torch(torch), *judge_gpu(gpu_facts(torch)), *_engines(torch)]
     else:
         checks.append(Check("torch", MISSING, torch, "install the packages of requirements.txt"))
     checks += [_triton(), _ffmpeg(), judge_memory(*memory_bytes())]
@@ -155,7 +137,7 @@ def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()
 
 
 def pinned_versions(requirements: Path) -> dict[str, tuple[str, ...]]:
-    """Package → the versions that ``requirements.txt`` names for it, one for each Python; empty without it."""
+    """Package → the versions that ``requirements.txt`` names for it, one a Python; empty without it."""
     try:
         lines = requirements.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -192,7 +174,7 @@ def judge_packages(pinned: Mapping[str, tuple[str, ...]], installed: Any) -> lis
 def judge_gpu(facts: GpuFacts) -> list[Check]:
     """A line for each card, or one that says why there is none to use."""
     if facts.cards:
-        return [_judge_card(index, card, facts) for index, card in enumerate(facts.cards)]
+        return [_judge_card(card, facts) for card in facts.cards]
     if facts.driver is None:
         if facts.card_on_bus:
             advice = "install NVIDIA's driver and start the machine again"
@@ -222,25 +204,7 @@ def judge_memory(total_bytes: int | None, available_bytes: int | None) -> Check:
     return Check("memory", OK, found)
 
 
-def memory_bytes() -> tuple[int | None, int | None]:
-    """Main memory (total, available), within the limits of a container; None where nothing tells."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return None, None
-    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.M)}
-    total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such limit, or the word "max"
-        return total, available
-    if total is None or available is None:
-        return limit, limit - used
-    return min(total, limit), min(available, limit - used)
-
-
-def _judge_card(index: int, card: Card, facts: GpuFacts) -> Check:
+def _judge_card(card: Card, facts: GpuFacts) -> Check:
     found = (
         f"{card.name}, {_gigabytes(card.free_bytes)} free of {_gigabytes(card.total_bytes)},"
         f" compute capability {card.capability[0]}.{card.capability[1]},"
@@ -248,42 +212,8 @@ def _judge_card(index: int, card: Card, facts: GpuFacts) -> Check:
     )
     if card.capability < BF16_CAPABILITY:
         advice = "cards before Ampere compute slowly in bfloat16; expect long times"
-        return Check(f"gpu {index}", WARNING, found, advice)
-    return Check(f"gpu {index}", OK, found)
-
-
-def _gpu_facts(torch: ModuleType) -> GpuFacts:
-    cards = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            free_bytes, total_bytes = torch.cuda.mem_get_info(index)
-            capability = (properties.major, properties.minor)
-            cards.append(Card(properties.name, capability, total_bytes, free_bytes))
-    return GpuFacts(torch.version.cuda, _driver_version(), tuple(cards), _nvidia_card_on_bus())
-
-
-def _driver_version() -> str | None:
-    """Of NVIDIA's driver, from the kernel, else (in WSL) from its own tool."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        text = _output_of(command) or ""
-    version = re.search(r"\b(\d{3,}\.[\d.]+\d)\b", text)
-    return version[1] if version else None
-
-
-def _nvidia_card_on_bus() -> bool:
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        try:
-            vendor = (device / "vendor").read_text(encoding="ascii").strip()
-            kind = (device / "class").read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if vendor == "0x10de" and kind.startswith("0x03"):
-            return True
-    return False
+        return Check("gpu", WARNING, found, advice)
+    return Check("gpu", OK, found)
 
 
 def _system() -> Check:
@@ -312,7 +242,7 @@ def _torch(torch: ModuleType) -> Check:
 
 def _engines(torch: ModuleType) -> Iterable[Check]:
     for engine, module in ENGINES:
-        found = _imported(module)
+        found = imported(module)
         if isinstance(found, ModuleType):
             yield Check(f"attention {engine}", OK, f"{module} can be imported")
         else:
@@ -320,7 +250,7 @@ def _engines(torch: ModuleType) -> Iterable[Check]:
 
 
 def _triton() -> Check:
-    triton = _imported("triton")
+    triton = imported("triton")
     if isinstance(triton, ModuleType):
         return Check("triton", OK, str(getattr(triton, "__version__", "can be imported")))
     advice = "not needed for the demo; on a GPU the fast kernels want it: pip install triton"
@@ -330,7 +260,7 @@ def _triton() -> Check:
 def _ffmpeg() -> Check:
     """The bundled ffmpeg, made to encode two frames with the encoder K1 uses."""
     advice = "install imageio-ffmpeg again"
-    bundled = _imported("imageio_ffmpeg")
+    bundled = imported("imageio_ffmpeg")
     if not isinstance(bundled, ModuleType):
         return Check("ffmpeg", MISSING, bundled, advice)
     try:
@@ -339,7 +269,7 @@ def _ffmpeg() -> Check:
         return Check("ffmpeg", MISSING, str(error), advice)
     source = ("-f", "lavfi", "-i", "color=size=64x64:rate=24", "-frames:v", "2")
     sink = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-f", "null", "-")
-    if _output_of((executable, "-v", "error", "-nostdin", *source, *sink)) is None:
+    if output_of((executable, "-v", "error", "-nostdin", *source, *sink)) is None:
         return Check("ffmpeg", MISSING, f"{executable} cannot encode H.264", advice)
     return Check("ffmpeg", OK, f"{executable} encodes H.264")
 
@@ -371,7 +301,10 @@ def _models(models_dirs: Sequence[Path]) -> Iterable[Check]:
         if ready:
             yield Check(f"{family} model", OK, f"complete for {', '.join(ready)}")
         else:
-            yield Check(f"{family} model", MISSING, lacking[presets[0].name] or "")
+            found, _, advice = str(lacking[presets[0].name]).rpartition("; ")
+            if presets[0].is_builtin:
+                advice = "the built-in model is part of K1: get the repository again"
+            yield Check(f"{family} model", MISSING, found, advice)
 
 
 @dataclass(frozen=True)
@@ -383,52 +316,30 @@ class _Choice:
     model_dir: str | None = None
 
 
-def _what_is_lacking(preset: Preset, models_dirs: Sequence[Path]) -> str | None:
+def _what_is_lacking(preset: Preset, models_dirs: Sequence[Path]) -> CheckpointError | None:
     from kandinsky5.model.files import locate_model
 
     try:
         locate_model(_Choice(preset.name), models_dirs)
-    except K1Error as error:
-        return str(error)
+    except CheckpointError as error:
+        return error
     return None
 
 
-def _imported(name: str) -> ModuleType | str:
-    """The module, or why it cannot be imported."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        log.info("importing %s: %s", name, error)
-        return f"{name} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error)}"
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _output_of(command: Sequence[str]) -> str | None:
-    """What a command prints, or None when it fails, hangs or is not there."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("%s: %s", command[0], error)
-        return None
-    return done.stdout
+def _wrapped(before: str, text: str) -> str:
+    return textwrap.fill(
+        text,
+        REPORT_COLUMNS,
+        initial_indent=before,
+        subsequent_indent=" " * len(before),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _is_between(version: str, oldest: tuple[int, int], newest: tuple[int, int]) -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    return bool(numbers) and oldest <= (int(numbers[1]), int(numbers[2])) <= newest
+    return numbers is not None and oldest <= (int(numbers[1]), int(numbers[2])) <= newest
 
 
 def _leading_number(version: str) -> int:

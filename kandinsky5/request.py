@@ -60,7 +60,9 @@ class LoraChoice:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength) or abs(self.strength) > 10:
+        if not isinstance(self.path, str):
+            raise UserError("loras", self.path, "the path of a file")
+        if not _is_number(self.strength) or abs(self.strength) > 10:
             raise UserError("loras", self.strength, "a strength is a number from -10 to 10")
 
 
@@ -185,8 +187,7 @@ def _typed(name: str, value: Any) -> Any:
             return value
         raise UserError(name, value, "true or false")
     if int in kinds or float in kinds:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value):
+        if not _is_number(value):
             raise UserError(name, value, _range_text(name))
         if int in kinds and value != int(value):
             raise UserError(name, value, f"{_range_text(name)}, without a fraction")
@@ -194,6 +195,16 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise UserError(name, value, "text")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number that a float can hold; true and false are none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _range_text(name: str) -> str:
@@ -209,7 +220,7 @@ def _loras(value: Any) -> tuple[LoraChoice, ...]:
         if isinstance(item, LoraChoice):
             choices.append(item)
         elif isinstance(item, Mapping) and set(item) <= {"path", "strength"} and "path" in item:
-            choices.append(LoraChoice(str(item["path"]), float(item.get("strength", 1.0))))
+            choices.append(LoraChoice(item["path"], item.get("strength", 1.0)))
         else:
             raise UserError("loras", item, "{path, strength}")
     return tuple(choices)

@@ -71,13 +71,12 @@ class DiTConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
         """Read a published ``config.json``; keys that are not dimensions of the model are ignored."""
         known = {field.name for field in fields(cls)}
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-                if key in known
-            }
-        )
+        dimensions: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
+        return cls(**dimensions)
 
 
 class TextBlock(nn.Module):

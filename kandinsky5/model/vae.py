@@ -41,13 +41,12 @@ class VideoVAEConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> VideoVAEConfig:
         """Read a ``config.json``; keys that are not dimensions of the model are ignored."""
         known = {field.name for field in fields(cls)}
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-                if key in known
-            }
-        )
+        dimensions: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
+        return cls(**dimensions)
 
     @property
     def strides(self) -> tuple[Triple, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class Pipeline:
         _refuse_what_is_missing(settled, preset)
         target = out or Path(settled.out or f"{preset.name}_{settled.seed}.mp4")
         target = target.expanduser()
-        prepare_output(target)
+        target = prepare_output(target)
         device = choose_device(settled.device)
         job = Job(
             request=settled,
@@ -240,7 +241,24 @@ class Pipeline:
             return decode_frames(self._vae(job, files), latents)
 
     def _save(self, job: Job, files: ModelFiles, frames: np.ndarray) -> None:
-        metadata = describe(
+        with job.stage("save"):
+            writer = VideoWriter(
+                job.out,
+                width=frames.shape[2],
+                height=frames.shape[1],
+                fps=FRAMES_PER_SECOND,
+                crf=job.request.crf,
+                frames=frames.shape[0],
+                metadata=self._metadata(job, files),
+            )
+            with writer:
+                for frame in frames:
+                    writer.write(frame)
+                writer.set_metadata(self._metadata(job, files))
+
+    def _metadata(self, job: Job, files: ModelFiles) -> dict[str, Any]:
+        assert job.request.seed is not None
+        return describe(
             job.request,
             checkpoint=files.transformer,
             seed=job.request.seed,
@@ -248,19 +266,6 @@ class Pipeline:
             peak_vram_bytes=meter.peak_vram_bytes(),
             peak_rss_bytes=meter.peak_rss_bytes(),
         )
-        with (
-            job.stage("save"),
-            VideoWriter(
-                job.out,
-                width=frames.shape[2],
-                height=frames.shape[1],
-                fps=FRAMES_PER_SECOND,
-                crf=job.request.crf,
-                metadata=metadata,
-            ) as writer,
-        ):
-            for frame in frames:
-                writer.write(frame)
 
     def _result(self, job: Job, frames: np.ndarray) -> GenerationResult:
         request = job.request

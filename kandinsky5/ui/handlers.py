@@ -35,7 +35,7 @@ class Handlers:
         self, client: WorkerClient, out_dir: Path, is_here: Callable[[Preset], bool]
     ) -> None:
         self.client = client
-        self.out_dir = out_dir.resolve()
+        self.out_dir = out_dir.expanduser().resolve()
         self.is_here = is_here
 
     def presets(self, mode: str) -> list[tuple[str, str]]:

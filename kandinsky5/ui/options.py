@@ -44,7 +44,7 @@ class StudioOptions:
     @property
     def uploads_dir(self) -> Path:
         """Uploaded pictures; they outlive a restart because waiting jobs name them."""
-        return self.state_dir.absolute() / "uploads"
+        return self.state_dir.expanduser().absolute() / "uploads"
 
     @property
     def credentials(self) -> tuple[str, str] | None:

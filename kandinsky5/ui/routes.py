@@ -139,7 +139,7 @@ def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:
     The path of the file comes from the store alone and must lie in ``out_dir``.
     """
     router = APIRouter()
-    root = out_dir.resolve()
+    root = out_dir.expanduser().resolve()
 
     @router.api_route("/k1/result/{job_id}", methods=["GET", "HEAD"])
     def result(job_id: str, request: Request) -> Response:

@@ -1,0 +1,187 @@
+"""Text encoders and tokenizers from their folders, in any layout they are published in.
+
+transformers gives the classes; the weights are read by our own reader, which checks a file before it
+trusts it, maps nothing into memory and holds one tensor at a time beside the model. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kandinsky5.errors import CheckpointError
+from kandinsky5.model.checkpoint import Checkpoint, read_json
+from kandinsky5.model.safetensors_file import shown
+
+_QWEN_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
+_CLIP_TYPES = ("clip", "clip_text_model")
+"""``model_type`` of the configurations that fit."""
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+_OUTER_NAMES = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?")
+"""What savers of different versions put before the names of the language part."""
+
+
+def load_qwen(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The language part of Qwen2.5-VL as a frozen ``Qwen2_5_VLTextModel``.
+
+    Raises:
+        CheckpointError: the folder is missing, broken or of another model.
+    """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+    return _load_encoder(Qwen2_5_VLTextModel, folder, _QWEN_TYPES, device=device, dtype=dtype)
+
+
+def load_clip(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The text part of CLIP as a frozen ``CLIPTextModel``.
+
+    Raises:
+        CheckpointError: the folder is missing, broken or of another model.
+    """
+    from transformers import CLIPTextModel
+
+    return _load_encoder(CLIPTextModel, folder, _CLIP_TYPES, device=device, dtype=dtype)
+
+
+def load_qwen_tokenizer(folder: Path) -> Any:
+    """Qwen's tokenizer.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the templates' marks are unknown to it.
+    """
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = _load_tokenizer(Qwen2Tokenizer, folder)
+    if len(tokenizer("<|im_start|><|im_end|>")["input_ids"]) != 2:
+        raise CheckpointError(
+            folder, "does not know <|im_start|> and <|im_end|>; use the tokenizer of Qwen2.5-VL"
+        )
+    return tokenizer
+
+
+def load_clip_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+    """
+    from transformers import CLIPTokenizer
+
+    return _load_tokenizer(CLIPTokenizer, folder)
+
+
+def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path) -> None:
+    """Refuse a tokenizer, read from ``folder``, whose tokens the encoder does not have."""
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise CheckpointError(
+            folder,
+            f"a tokenizer of {len(tokenizer)} tokens for a text encoder of "
+            f"{encoder.config.vocab_size}; take both from the same model",
+        )
+
+
+def _load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
+    """A tokenizer from ``tokenizer.json``, or from ``vocab.json`` and ``merges.txt``."""
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder; it should hold a tokenizer")
+    whole = (folder / "tokenizer.json").is_file()
+    for name in () if whole else ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise CheckpointError(folder / name, "missing; download the tokenizer's folder again")
+    # The tokenizers library raises bare exceptions on broken JSON; reading it first names the file.
+    for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)
+    with _quiet(folder):
+        return tokenizer_class.from_pretrained(str(folder), local_files_only=True)
+
+
+def _load_encoder(
+    model_class: Any,
+    folder: Path,
+    types: tuple[str, ...],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    if not folder.is_dir():
+        raise CheckpointError(folder, "no such folder; it should hold a text encoder")
+    model = _without_weights(model_class, folder, types)
+    with Checkpoint(folder) as checkpoint:
+        places = {_OUTER_NAMES.sub("", name, count=1): name for name in checkpoint.tensors}
+        _check_weights(model, checkpoint, places)
+        wanted = {places[ours]: ours for ours in model.state_dict()}
+        for name in checkpoint.names_in_file_order():
+            if name in wanted:
+                tensor = checkpoint.read(name).to(device=device, dtype=dtype)
+                module, _, leaf = wanted[name].rpartition(".")
+                parameter = nn.Parameter(tensor, requires_grad=False)
+                setattr(model.get_submodule(module), leaf, parameter)
+    return model.to(device).eval()  # only its few buffers are still to move
+
+
+def _without_weights(model_class: Any, folder: Path, types: tuple[str, ...]) -> Any:
+    """The model of a folder's ``config.json``: parameters on the meta device, buffers as computed."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    found = read_json(path).get("model_type")
+    if found not in types:
+        raise CheckpointError(
+            path, f"model_type {found!r}, but {' or '.join(types)} is needed here"
+        )
+    with _quiet(path), init_empty_weights(include_buffers=False):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        return model_class(getattr(config, "text_config", config))
+
+
+def _check_weights(model: nn.Module, checkpoint: Checkpoint, places: dict[str, str]) -> None:
+    """Refuse a checkpoint that lacks a weight or has it in another shape, before any is read."""
+    needed = model.state_dict()
+    if missing := sorted(set(needed) - set(places)):
+        raise CheckpointError(
+            checkpoint.path,
+            f"{len(missing)} of {len(needed)} weights missing, {missing[0]} first; download it again",
+        )
+    for ours, tensor in needed.items():
+        info = checkpoint.tensors[places[ours]]
+        if info.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                checkpoint.path,
+                f"{shown(places[ours])} has shape {list(info.shape)}, by its config.json "
+                f"{list(tensor.shape)}; download both again",
+            )
+        if info.dtype not in _FLOATS:
+            raise CheckpointError(
+                checkpoint.path,
+                f"{shown(places[ours])} has dtype {info.dtype}; weights in bf16, fp16 or fp32 are "
+                "needed",
+            )
+
+
+@contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Keep transformers from printing; what it raises on broken files becomes one line about ``path``."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(path, f"cannot be used ({reason}); download it again") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
