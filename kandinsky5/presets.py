@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo" / "model"
 """The built-in model, in the layout of a ``-Diffusers`` folder."""
@@ -104,7 +105,7 @@ _SIZES_1024 = (
     (1408, 640),
     (640, 1408),
 )
-_HD = {
+_HD: dict[str, Any] = {
     "sizes_px": _SIZES_1024,
     "multiple_px": 128,
     "area_px": 1024 * 1024,

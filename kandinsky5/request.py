@@ -139,7 +139,7 @@ class GenerationRequest:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise UserError(name, value, f"a number from {low:g} to {high:g}")
+                raise UserError(name, value, _range_text(name))
         if not self.prompt.strip():
             raise UserError("prompt", self.prompt, "describe what should be made")
         for name in ("prompt", "negative_prompt", "clip_prompt"):
@@ -208,8 +208,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _range_text(name: str) -> str:
-    low, high = RANGES[name]
-    return f"a number from {low:g} to {high:g}"
+    low, high = (
+        str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in RANGES[name]
+    )
+    return f"a number from {low} to {high}"
 
 
 def _loras(value: Any) -> tuple[LoraChoice, ...]:
@@ -249,9 +251,9 @@ def latent_frames_of(seconds: float) -> int:
 
 def latent_shape(request: GenerationRequest) -> tuple[int, int, int]:
     """(frames, height, width) of the latent of a settled request."""
-    assert request.height and request.width and request.seconds is not None
+    assert request.height and request.width
     return (
-        latent_frames_of(request.seconds),
+        latent_frames_of(request.seconds or 0.0),
         request.height // SPATIAL_COMPRESSION,
         request.width // SPATIAL_COMPRESSION,
     )
@@ -261,8 +263,8 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     """Fill in what the preset decides and snap sizes; the seed stays None if it was.
 
     Returns:
-        The request with width, height, seconds, steps, guidance and shift set, and a notice for each value
-        that had to be changed. When an input image is given and no size, the size stays None: it follows
+        The request with width, height, seconds (of a video), steps, guidance and shift set, and a notice for
+        each value that had to be changed. When an input image is given and no size, the size stays None: it follows
         from the image.
 
     Raises:
@@ -287,9 +289,11 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     return dataclasses.replace(request, **changes), tuple(notices)
 
 
-def _settled_seconds(request: GenerationRequest, preset: Preset, notices: list[str]) -> float:
+def _settled_seconds(
+    request: GenerationRequest, preset: Preset, notices: list[str]
+) -> float | None:
     if not preset.is_video:
-        return 0.0
+        return None
     wanted = preset.seconds if request.seconds is None else request.seconds
     seconds = (latent_frames_of(wanted) - 1) / LATENT_FRAMES_PER_SECOND
     seconds = max(seconds, 1 / LATENT_FRAMES_PER_SECOND)

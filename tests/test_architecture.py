@@ -44,7 +44,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "kandinsky5.cli": {"kandinsky5"},
     "kandinsky5.demo.scenes": {"numpy"},
-    "kandinsky5.demo.adherence": {"kandinsky5.demo.scenes", "numpy"},
+    "kandinsky5.demo.colour": {"kandinsky5.demo.scenes", "numpy"},
+    "kandinsky5.demo.adherence": {"kandinsky5.demo.scenes", "kandinsky5.demo.colour", "numpy"},
     "kandinsky5.demo": {
         *SPOKEN,
         "kandinsky5.demo",
@@ -282,7 +283,9 @@ def test_nothing_is_printed_outside_the_command_line(module: str) -> None:
     prints = [
         node.lineno
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert not prints
 
@@ -329,7 +332,9 @@ def test_requirements_are_exact_and_leave_torchvision_out() -> None:
 
 
 def test_no_file_names_a_package_registry() -> None:
-    hosts = re.compile(r"py(pi|thonhosted)\.org|registry\.npm|/simple/|--(extra-)?index-url|find-links")
+    hosts = re.compile(
+        r"py(pi|thonhosted)\.org|registry\.npm|/simple/|--(extra-)?index-url|find-links"
+    )
     kinds = {".py", ".md", ".txt", ".toml", ".json", ".js", ".css", ""}
     named = []
     for path in REPOSITORY.rglob("*"):

@@ -85,7 +85,9 @@ class TextBlock(nn.Module):
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.text_modulation = Modulation(config.time_dim, config.model_dim, 6)
-        self.self_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
+        self.self_attention = Attention(
+            config.model_dim, config.head_dim, engine=engine, linear=linear
+        )
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(self, text: torch.Tensor, time_vector: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -103,8 +105,12 @@ class VisualBlock(nn.Module):
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.visual_modulation = Modulation(config.time_dim, config.model_dim, 9)
-        self.self_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
-        self.cross_attention = Attention(config.model_dim, config.head_dim, engine=engine, linear=linear)
+        self.self_attention = Attention(
+            config.model_dim, config.head_dim, engine=engine, linear=linear
+        )
+        self.cross_attention = Attention(
+            config.model_dim, config.head_dim, engine=engine, linear=linear
+        )
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(
@@ -145,14 +151,18 @@ class DiffusionTransformer3D(nn.Module):
         self.time_embeddings = TimeEmbeddings(config.model_dim, config.time_dim)
         self.text_embeddings = TextEmbeddings(config.in_text_dim, config.model_dim)
         self.pooled_text_embeddings = TextEmbeddings(config.in_text_dim2, config.time_dim)
-        self.visual_embeddings = VisualEmbeddings(config.input_channels, config.model_dim, config.patch_size)
+        self.visual_embeddings = VisualEmbeddings(
+            config.input_channels, config.model_dim, config.patch_size
+        )
         self.text_transformer_blocks = nn.ModuleList(
             TextBlock(config, attention, linear) for _ in range(config.num_text_blocks)
         )
         self.visual_transformer_blocks = nn.ModuleList(
             VisualBlock(config, attention, linear) for _ in range(config.num_visual_blocks)
         )
-        self.out_layer = OutLayer(config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size)
+        self.out_layer = OutLayer(
+            config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size
+        )
 
     def forward(
         self,
@@ -181,13 +191,17 @@ class DiffusionTransformer3D(nn.Module):
             ValueError: the grid is longer than 128 tokens on an axis.
         """
         if sparse is not None:
-            raise ValueError("NABLA attention is not available yet; use full attention (sparse=None)")
+            raise ValueError(
+                "NABLA attention is not available yet; use full attention (sparse=None)"
+            )
         time_vector = self._time_vector(time, pooled_text_embed, x.device)
         text = self._text(text_embed, time_vector)
         visual = self.visual_embeddings(x)
         grid = visual.shape[-4:-1]
         if max(grid) > MAX_ROPE_POSITIONS:
-            raise ValueError(f"token grid {tuple(grid)} is longer than {MAX_ROPE_POSITIONS} on an axis")
+            raise ValueError(
+                f"token grid {tuple(grid)} is longer than {MAX_ROPE_POSITIONS} on an axis"
+            )
         angles = rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device).flatten(0, 2)
         rope = (torch.cos(angles), torch.sin(angles))
 
@@ -201,7 +215,9 @@ class DiffusionTransformer3D(nn.Module):
     ) -> torch.Tensor:
         """float32 [..., 1, time_dim]: embedded time plus embedded pooled text."""
         moment = torch.as_tensor(time, dtype=torch.float32, device=device)
-        return self.time_embeddings(moment) + self.pooled_text_embeddings(pooled).float().unsqueeze(-2)
+        return self.time_embeddings(moment) + self.pooled_text_embeddings(pooled).float().unsqueeze(
+            -2
+        )
 
     def _text(self, text_embed: torch.Tensor, time_vector: torch.Tensor) -> torch.Tensor:
         """Text after its own blocks, [..., L, model_dim]; it depends on the prompt and t, not on x."""

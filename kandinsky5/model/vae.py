@@ -83,7 +83,9 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=NORM_EPS)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         self.conv_shortcut = (
-            CausalConv3d(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
+            CausalConv3d(in_channels, out_channels, kernel=1)
+            if in_channels != out_channels
+            else None
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -168,7 +170,8 @@ class Level(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups) for i in range(layers)
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups)
+            for i in range(layers)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -235,7 +238,8 @@ class Decoder(nn.Module):
 def _upsample_factors(levels: int) -> tuple[Triple, ...]:
     """Growth behind each level of the decoder: space in the first three, time in the second and third."""
     return tuple(
-        (2 if levels - 3 <= i < levels - 1 else 1, *((2, 2) if i < 3 else (1, 1))) for i in range(levels)
+        (2 if levels - 3 <= i < levels - 1 else 1, *((2, 2) if i < 3 else (1, 1)))
+        for i in range(levels)
     )
 
 

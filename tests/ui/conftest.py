@@ -25,7 +25,7 @@ BROWSER_ARGUMENTS = [
     "--no-first-run",
     "--no-default-browser-check",
 ]
-PATIENCE_MS = 60_000
+PATIENCE_MS = 120_000
 
 
 def _load_fake_client() -> ModuleType:

@@ -107,7 +107,7 @@ class FakeClient:
             self._jobs.clear()
             self._tokens.clear()
 
-    def wait(self, condition: Any, timeout_s: float = 30.0) -> None:
+    def wait(self, condition: Any, timeout_s: float = 120.0) -> None:
         with self._change:
             assert self._change.wait_for(condition, timeout_s), (
                 "the fake client's jobs did not get there"

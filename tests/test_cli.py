@@ -1,0 +1,443 @@
+"""The command line: what goes in, what comes out on which stream, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kandinsky5
+from kandinsky5 import cli
+from kandinsky5.arguments import NOT_YET, REQUEST_OPTIONS, build_parser, request_of
+from kandinsky5.errors import CheckpointError, OutOfMemory, Stopped, UserError
+from kandinsky5.events import Notice, StageStarted, StepDone
+from kandinsky5.presets import PRESETS
+from kandinsky5.request import GenerationRequest, GenerationResult, LoraChoice
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROMPT = "a red circle moves right"
+
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+def result_of(request: GenerationRequest) -> GenerationResult:
+    return GenerationResult(
+        output=str(request.out),
+        frames=25,
+        width=64,
+        height=64,
+        seed=request.seed or 0,
+        steps_run=20,
+        evaluations_run=40,
+        evaluations_skipped=0,
+        seconds={"total": 1.5},
+        peak_vram_bytes=0,
+        peak_rss_bytes=10**9,
+    )
+
+
+class FakeGenerate:
+    """Stands for :func:`kandinsky5.generate`; remembers the request and may fail."""
+
+    def __init__(self) -> None:
+        self.request: GenerationRequest | None = None
+        self.options: dict[str, Any] = {}
+        self.error: BaseException | None = None
+
+    def __call__(self, request: GenerationRequest, **options: Any) -> GenerationResult:
+        self.request, self.options = request, options
+        if self.error is not None:
+            raise self.error
+        options["emit"](StageStarted("denoise"))
+        options["emit"](StepDone(1, 1, 0.5, 0.0))
+        return result_of(request)
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> FakeGenerate:
+    fake = FakeGenerate()
+    monkeypatch.setattr(kandinsky5, "generate", fake)
+    return fake
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> RunCli:
+    """Run a command line in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = cli.main(argv)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def typed(*argv: str) -> GenerationRequest:
+    return request_of(build_parser({}).parse_args(["generate", *argv]))
+
+
+def test_every_option_reaches_its_field() -> None:
+    given = {
+        "preset": "lite-i2v-5s",
+        "prompt": PROMPT,
+        "negative_prompt": "blur",
+        "clip_prompt": "circle",
+        "image": "a.png",
+        "seed": 7,
+        "width": 768,
+        "height": 512,
+        "seconds": 2.5,
+        "steps": 12,
+        "guidance": 3.5,
+        "shift": 4.0,
+        "dit": "dit.safetensors",
+        "model_dir": "models",
+        "weights": "int8",
+        "text_weights": "nf4",
+        "vram": 12.0,
+        "ram": 32.0,
+        "attention": "sage",
+        "cache": "magcache",
+        "init_latents": "noise.safetensors",
+        "save_latents": "end.safetensors",
+        "out": "o.mp4",
+        "device": "cuda:1",
+        "dtype": "fp32",
+        "crf": 20,
+    }
+    flags = [word for o in REQUEST_OPTIONS for word in (o.flag, str(given[o.field]))]
+    request = typed(
+        *flags, "--lora", "a.safetensors", "--lora", "b:1.safetensors:-0.5", "--no-expand"
+    )
+    loras = (LoraChoice("a.safetensors"), LoraChoice("b:1.safetensors", -0.5))
+    assert request == GenerationRequest(**given, loras=loras, expand=False)
+
+
+def test_every_field_of_the_request_has_an_option() -> None:
+    fields = set(GenerationRequest.__dataclass_fields__)
+    assert {option.field for option in REQUEST_OPTIONS} == fields - {"loras", "expand"}
+
+
+def test_nothing_typed_means_the_defaults() -> None:
+    assert typed("--prompt", PROMPT) == GenerationRequest(prompt=PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("text", "lora"),
+    [
+        ("style.safetensors", LoraChoice("style.safetensors")),
+        ("style.safetensors:0.8", LoraChoice("style.safetensors", 0.8)),
+        ("a:b/style.safetensors", LoraChoice("a:b/style.safetensors")),
+    ],
+)
+def test_a_strength_follows_the_last_colon(text: str, lora: LoraChoice) -> None:
+    assert typed("--prompt", PROMPT, "--lora", text).loras == (lora,)
+
+
+@pytest.mark.parametrize("text", ["style.safetensors:much", "style.safetensors:nan", "s:99"])
+def test_a_strength_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="strength"):
+        typed("--prompt", PROMPT, "--lora", text)
+
+
+def test_a_job_file_is_taken_and_options_win(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"prompt": PROMPT, "seed": 3, "steps": 9, "expand": False}))
+    expected = GenerationRequest(prompt=PROMPT, seed=4, steps=9, expand=False)
+    assert typed("--request", str(job), "--seed", "4") == expected
+
+
+def test_what_to_dict_wrote_is_a_job_file(tmp_path: Path) -> None:
+    request = GenerationRequest(prompt="🟥", loras=(LoraChoice("a", 0.5),), seed=1)
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(request.to_dict()))
+    assert typed("--request", str(job)) == request
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"prompt": "x", "colour": 1, "size": 2}', ("colour", "size")),  # fault 35
+        (b'{"version": 99, "prompt": "x"}', ("version", "99")),
+        (b'{"prompt": "x", "steps": "many"}', ("steps", "many")),
+        (b"[1, 2]", ("JSON object",)),
+        (b'{"prompt": ', ("JSON",)),
+        (b"\xff\xfe\x00", ("UTF-8",)),
+        (b"[" * 100_000, ("JSON",)),
+        (None, ("No such file",)),
+    ],
+)
+def test_a_bad_job_file_is_one_line(
+    run: RunCli, tmp_path: Path, content: bytes | None, says: tuple[str, ...]
+) -> None:
+    job = tmp_path / "job.json"
+    if content is not None:
+        job.write_bytes(content)
+    code, out, err = run("generate", "--request", str(job))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert all(word in err for word in says)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("generate",), "prompt"),
+        (("generate", "--prompt", " "), "describe"),
+        (("generate", "--prompt", "x", "--steps", "ten"), "1 to 1000"),
+        (("generate", "--prompt", "x", "--steps", "0"), "1 to 1000"),
+        (("generate", "--prompt", "x", "--guidance", "nan"), "1 to 30"),
+        (("generate", "--prompt", "x", "--seed", "-5"), "seed"),
+        (("generate", "--prompt", "x", "--preset", "pro"), "demo-t2v"),
+        (("generate", "--prompt", "x", "--image", "a.png"), "takes no image"),
+        (("generate", "--prompt"), "expected one argument"),
+        (("generate", "--pro", "x"), "unrecognized arguments"),
+        (("ui", "--port", "http"), "1 to 65535"),
+        (("ui", "--port", "0"), "1 to 65535"),
+        (("ui", "--listen"), "--auth"),  # fault 34
+        (("--listen",), "--auth"),
+        (("ui", "--host", "0.0.0.0"), "--listen"),
+        (("paint",), "invalid choice"),
+        (("inspect", "nowhere.safetensors"), "nothing is at"),
+        (("bench", "speed"), "demo-adherence"),
+        *(((name, "x", "--json"), "not yet") for name in NOT_YET),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    run: RunCli, generate: FakeGenerate, argv: tuple[str, ...], says: str
+) -> None:
+    code, out, err = run(*argv)
+    assert code == 2
+    assert err.startswith("k1: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert generate.request is None
+    if "--json" in argv:
+        assert json.loads(out)["exit_code"] == 2
+    else:
+        assert out == ""
+
+
+def test_a_port_that_is_taken_is_named(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kandinsky5.ui import app
+
+    def taken(options: object) -> int:
+        raise UserError("port", 7860, "7860 is in use: try --port 7861")
+
+    monkeypatch.setattr(app, "launch", taken)
+    code, out, err = run("ui")  # fault 26
+    assert (code, out) == (2, "")
+    assert "7860 is in use: try --port 7861" in err
+
+
+def test_the_studio_gets_its_options(
+    run: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kandinsky5.ui import app
+
+    seen: list[Any] = []
+    monkeypatch.setattr(app, "launch", lambda options: seen.append(options) or 0)
+    code, _, _ = run("--port", "7999", "--outdir", "o", "--models-dir", "a", "--models-dir", "b")
+    (options,) = seen
+    assert code == 0
+    assert (options.port, options.out_dir) == (7999, Path("o"))
+    assert options.models_dirs == (Path("a"), Path("b"))
+    assert options.state_dir == tmp_path / "state" / "k1"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("dit", "x", "a file"), 2),
+        (CheckpointError("x.safetensors", "is a pickle; use .safetensors"), 3),
+        (OutOfMemory("out of GPU memory during denoise, step 3 of 20"), 4),
+        (Stopped("stopped at step 3"), 5),
+        (KeyboardInterrupt(), 5),
+        (ZeroDivisionError("a\nb"), 1),
+    ],
+)
+def test_each_end_has_its_exit_code_and_one_line(
+    run: RunCli, generate: FakeGenerate, error: BaseException, code: int
+) -> None:
+    generate.error = error
+    got, out, err = run("generate", "--prompt", PROMPT, "--json")
+    assert got == code
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert json.loads(out)["exit_code"] == code
+
+
+def test_the_traceback_is_in_the_log(run: RunCli, generate: FakeGenerate, tmp_path: Path) -> None:
+    generate.error = ZeroDivisionError("deep inside")
+    _, _, err = run("generate", "--prompt", PROMPT, "--state-dir", str(tmp_path / "logs"))
+    log = tmp_path / "logs" / "k1.log"
+    assert str(log) in err
+    assert "Traceback" in log.read_text()
+    assert "deep inside" in log.read_text()
+
+
+def test_without_a_place_for_the_log_the_work_goes_on(
+    run: RunCli, generate: FakeGenerate, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run("generate", "--prompt", PROMPT, "--state-dir", str(tmp_path / "file" / "s"))
+    assert code == 0
+    assert "no log is written" in err
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_first(
+    run: RunCli, generate: FakeGenerate, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")  # fault 30
+    code, _, err = run("generate", "--prompt", PROMPT, "--outdir", str(tmp_path / "file" / "o"))
+    assert code == 2
+    assert "output folder" in err
+    assert generate.request is None
+
+
+def test_the_result_is_a_path_on_stdout_and_progress_on_stderr(
+    run: RunCli, generate: FakeGenerate
+) -> None:
+    code, out, err = run("generate", "--prompt", PROMPT, "--out", "clip.mp4")
+    assert (code, out) == (0, "clip.mp4\n")
+    assert "1/1" in err
+
+
+def test_a_name_is_chosen_in_the_output_folder(run: RunCli, generate: FakeGenerate) -> None:
+    code, out, _ = run("generate", "--prompt", PROMPT, "--outdir", "clips")
+    assert code == 0
+    path = Path(out.strip())
+    assert path.parent == Path("clips")
+    assert generate.request is not None and generate.request.seed is not None
+    assert path.name.endswith(f"_demo-t2v_{generate.request.seed}.mp4")
+
+
+def test_models_are_looked_for_where_it_was_said(run: RunCli, generate: FakeGenerate) -> None:
+    run("generate", "--prompt", PROMPT, "--models-dir", "a")
+    assert generate.options["models_dirs"] == (Path("a"),)
+
+
+def test_json_is_one_document_whatever_libraries_print(
+    run: RunCli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(request: GenerationRequest, **options: Any) -> GenerationResult:
+        print("from Python")
+        os.write(1, b"from C\n")
+        subprocess.run(["echo", "from a child"], check=True)
+        return result_of(request)
+
+    monkeypatch.setattr(kandinsky5, "generate", noisy)
+    code, out, err = run("generate", "--prompt", PROMPT, "--json", "--seed", "5")
+    assert code == 0
+    assert json.loads(out)["seed"] == 5
+    assert all(noise in err for noise in ("from Python", "from C", "from a child"))
+
+
+def test_presets_are_a_table_and_a_document(run: RunCli) -> None:
+    code, table, _ = run("presets")
+    assert code == 0
+    assert len(table.splitlines()) == 1 + len(PRESETS)
+    document = json.loads(run("presets", "--json")[1])
+    assert list(document) == list(PRESETS)
+    assert document["lite-t2v-5s-distilled"]["steps"] == 16
+
+
+def test_what_a_file_is_not_is_said(run: RunCli, tmp_path: Path) -> None:
+    (tmp_path / "weights.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 64)
+    code, out, err = run("inspect", "weights.ckpt", "--json")  # fault 12
+    assert code == 3
+    assert json.loads(out)["problems"]
+    assert "safetensors" in err
+
+
+def test_doctor_is_a_report_and_a_document(run: RunCli) -> None:
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    assert {"summary", "demo_works", "checks"} <= set(json.loads(out))
+
+
+def test_a_bench_gets_its_options(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kandinsky5.demo import bench
+
+    monkeypatch.setattr(bench, "demo_adherence", lambda **options: {"given": sorted(options)})
+    code, out, _ = run("bench", "demo-adherence", "--pairs", "4", "--mode", "i2v", "--json")
+    assert code == 0
+    assert json.loads(out) == {"given": ["mode", "out_dir", "pairs"]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_at_the_next_step(tmp_path: Path, number: int) -> None:
+    program = """
+import sys, time
+import kandinsky5
+from kandinsky5.cli import main
+from kandinsky5.errors import Stopped
+from kandinsky5.events import Notice
+
+def generate(request, *, emit, should_stop, models_dirs):
+    emit(Notice("working"))
+    while not should_stop():
+        time.sleep(0.01)
+    raise Stopped("stopped before step 2 of 20")
+
+kandinsky5.generate = generate
+sys.exit(main(sys.argv[1:]))
+"""
+    argv = ["generate", "--prompt", PROMPT, "--out", str(tmp_path / "o.mp4"), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *argv, "--state-dir", str(tmp_path)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "working" in process.stderr.readline()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 5
+    assert json.loads(out)["exit_code"] == 5
+    assert err.splitlines()[-1] == "k1: stopped before step 2 of 20"
+
+
+def test_help_and_version_are_quick_to_say(run: RunCli) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "exit codes" in out
+    code, out, _ = run("--version")
+    assert (code, out) == (0, f"K1 {kandinsky5.__version__}\n")
+
+
+def test_the_program_starts_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "k1.py"), "presets", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0
+    assert "demo-t2v" in json.loads(done.stdout)
+
+
+def test_notices_do_not_reach_stdout(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noticing(request: GenerationRequest, **options: Any) -> GenerationResult:
+        options["emit"](Notice("width 70 set to 64"))
+        return result_of(request)
+
+    monkeypatch.setattr(kandinsky5, "generate", noticing)
+    _, out, err = run("generate", "--prompt", PROMPT, "--out", "o.mp4")
+    assert out == "o.mp4\n"
+    assert "note: width 70 set to 64" in err

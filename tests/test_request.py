@@ -1,0 +1,254 @@
+"""One request for page, command line, queue and metadata: what it accepts, refuses and keeps through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kandinsky5.errors import UserError
+from kandinsky5.presets import PRESETS
+from kandinsky5.request import (
+    CHOICES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    RANGES,
+    REQUEST_VERSION,
+    GenerationRequest,
+    LoraChoice,
+    frames_of,
+    latent_shape,
+    settle,
+)
+
+INTEGERS = ("seed", "width", "height", "steps", "crf")
+
+
+def refused(**values: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        GenerationRequest(**{"prompt": "a red circle", **values})
+    return caught.value
+
+
+def numbers(name: str) -> st.SearchStrategy[float | int]:
+    low, high = RANGES[name]
+    if name in INTEGERS:
+        return st.integers(math.ceil(low), int(high))
+    return st.floats(low, high, allow_nan=False)
+
+
+prompts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=60)
+requests = st.builds(
+    GenerationRequest,
+    preset=st.sampled_from(sorted(PRESETS)),
+    prompt=prompts.filter(str.strip),
+    negative_prompt=st.just("") | prompts,
+    clip_prompt=st.none() | prompts,
+    image=st.none() | st.text(max_size=20),
+    loras=st.lists(
+        st.builds(LoraChoice, st.text(max_size=20), st.floats(-10, 10, allow_nan=False))
+    ).map(tuple),
+    expand=st.booleans(),
+    device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
+    crf=numbers("crf"),
+    **{name: st.sampled_from(allowed) for name, allowed in CHOICES.items()},
+    **{name: st.none() | numbers(name) for name in RANGES if name != "crf"},
+)
+
+
+@given(requests)
+def test_a_request_survives_json(request_: GenerationRequest) -> None:
+    text = json.dumps(request_.to_dict())
+    assert GenerationRequest.from_dict(json.loads(text)) == request_
+
+
+def test_an_old_file_with_few_keys_takes_the_defaults() -> None:
+    assert GenerationRequest.from_dict({"prompt": "x"}) == GenerationRequest(prompt="x")
+
+
+def test_a_request_cannot_be_changed() -> None:
+    request_ = GenerationRequest(prompt="x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request_.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\t"])
+def test_an_empty_prompt_is_said(prompt: str) -> None:  # fault 23
+    error = refused(prompt=prompt)
+    assert error.field == "prompt"
+    assert "describe" in str(error)
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "clip_prompt"])
+def test_nul_is_said(field: str) -> None:  # fault 23
+    error = refused(**{field: "a\0b"})
+    assert (error.field, "NUL" in str(error)) == (field, True)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["🟥 moves ➡", "<script>alert(1)</script>", "{} {0} %s", "красный круг"]
+)
+def test_any_other_text_is_a_prompt(prompt: str) -> None:  # fault 23
+    assert GenerationRequest(prompt=prompt).prompt == prompt
+
+
+def test_an_endless_prompt_is_refused_in_one_line() -> None:
+    error = refused(prompt="x" * (MAX_PROMPT_CHARACTERS + 1))
+    assert str(MAX_PROMPT_CHARACTERS) in str(error)
+    assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize("field", ["width", "height"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**6, 63, 512.5, "512", True])
+def test_impossible_sizes_are_refused_with_the_range(field: str, value: object) -> None:  # fault 24
+    error = refused(**{field: value})
+    assert error.field == field
+    assert "64 to 2048" in str(error)
+
+
+def test_a_size_off_the_grid_is_snapped_with_a_notice() -> None:  # fault 24
+    request_ = GenerationRequest(preset="lite-t2v-5s-sft", prompt="x", width=641, height=359)
+    settled, notices = settle(request_)
+    assert (settled.width, settled.height) == (640, 352)
+    assert [notice.split()[0] for notice in notices] == ["width", "height"]
+    assert all(word in notices[0] for word in ("641", "640", "16"))
+
+
+@given(width=st.integers(64, 2048), height=st.integers(64, 2048))
+def test_snapped_sides_are_multiples_within_the_limits(width: int, height: int) -> None:
+    for name in ("lite-t2v-5s-sft", "pro-t2v-5s-hd"):
+        request_ = GenerationRequest(preset=name, prompt="x", width=width, height=height)
+        settled, notices = settle(request_)
+        assert settled.width and settled.height
+        for before, after in ((width, settled.width), (height, settled.height)):
+            multiple = PRESETS[name].multiple_px
+            assert after % multiple == 0
+            assert multiple <= after <= 2048
+            assert abs(after - before) <= multiple
+        assert bool(notices) == ((settled.width, settled.height) != (width, height))
+
+
+def test_thirty_seconds_are_refused_with_the_range() -> None:  # fault 24
+    assert "to 21" in str(refused(seconds=30))
+
+
+def test_lengths_come_in_sixths_of_a_second() -> None:
+    settled, notices = settle(GenerationRequest(preset="lite-t2v-5s-sft", prompt="x", seconds=1.1))
+    assert settled.seconds == pytest.approx(7 / 6)
+    assert len(notices) == 1
+    assert frames_of(settled.seconds) == 29
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("steps", 0, "1 to 1000"),
+        ("steps", 2.5, "without a fraction"),
+        ("guidance", math.nan, "1 to 30"),
+        ("guidance", 0.5, "1 to 30"),
+        ("shift", 0, "0.1 to 100"),
+        ("seed", -5, "0 to"),
+        ("seed", 2**70, "0 to"),
+        ("seed", 10**400, "0 to"),
+        ("vram", 0, "0.5 to"),
+        ("crf", 52, "0 to 51"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_at_its_field(
+    field: str, value: object, allowed: str
+) -> None:  # fault 25
+    error = refused(**{field: value})
+    assert error.field == field
+    assert allowed in str(error)
+
+
+def test_the_ends_of_the_ranges_are_allowed() -> None:
+    GenerationRequest(prompt="x", seed=MAX_SEED, steps=1, guidance=1, shift=0.1, seconds=21)
+    assert GenerationRequest(prompt="x", steps=20.0).steps == 20
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_that_is_none_names_the_choices(name: str) -> None:
+    error = refused(**{name: "best"})
+    assert error.field == name
+    assert all(choice in str(error) for choice in CHOICES[name])
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    assert "lite-t2v-5s-sft" in str(refused(preset="lite"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", ""])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    assert refused(device=device).field == "device"
+
+
+def test_every_unknown_key_of_a_job_file_is_named() -> None:  # fault 35
+    with pytest.raises(UserError, match=r"colour.*length"):
+        GenerationRequest.from_dict({"prompt": "x", "colour": "red", "length": 3})
+
+
+@pytest.mark.parametrize("version", [REQUEST_VERSION + 1, 0, "1", None, 1.5])
+def test_a_version_from_elsewhere_is_refused(version: object) -> None:  # fault 35
+    with pytest.raises(UserError) as caught:
+        GenerationRequest.from_dict({"version": version, "prompt": "x"})
+    assert caught.value.field == "version"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", 5),
+        ("prompt", None),
+        ("steps", "20"),
+        ("seed", [1]),
+        ("expand", "no"),
+        ("loras", "style.safetensors"),
+        ("loras", [{"file": "style.safetensors"}]),
+        ("loras", [{"path": 3}]),
+        ("loras", [{"path": "a", "strength": "much"}]),
+        ("loras", [{"path": "a", "strength": 11}]),
+        ("image", {}),
+        ("width", {}),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_key(field: str, value: object) -> None:  # fault 35
+    with pytest.raises(UserError) as caught:
+        GenerationRequest.from_dict({"prompt": "x", field: value})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("values", [[], "prompt", None, 3])
+def test_a_job_that_is_no_object_is_refused(values: Any) -> None:  # fault 35
+    with pytest.raises(UserError):
+        GenerationRequest.from_dict(values)
+
+
+def test_an_image_is_asked_for_where_it_is_needed_and_refused_where_not() -> None:
+    with pytest.raises(UserError, match="needs an input image"):
+        settle(GenerationRequest(preset="demo-i2v", prompt="x"))
+    with pytest.raises(UserError, match="takes no image"):
+        settle(GenerationRequest(preset="demo-t2v", prompt="x", image="a.png"))
+
+
+def test_a_preset_fills_what_was_left_open_and_nothing_else() -> None:
+    settled, _ = settle(GenerationRequest(preset="lite-t2v-5s-distilled", prompt="x", steps=4))
+    assert (settled.steps, settled.guidance, settled.shift) == (4, 1.0, 5.0)
+    assert (settled.width, settled.height, settled.seconds) == (768, 512, 5.0)
+    assert settled.seed is None
+    assert latent_shape(settled) == (31, 64, 96)
+
+
+def test_size_follows_the_image_when_none_is_given() -> None:
+    settled, _ = settle(GenerationRequest(preset="lite-i2v-5s", prompt="x", image="a.png"))
+    assert (settled.width, settled.height) == (None, None)
+
+
+def test_settling_twice_changes_nothing() -> None:
+    once, _ = settle(GenerationRequest(prompt="x", width=100, seconds=0.9))
+    assert settle(once) == (once, ())
