@@ -279,12 +279,11 @@ def _disk(name: str, folder: Path) -> Check:
     place = folder.expanduser().absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        found = f"{folder}: {place} is not a folder that can be written"
+        return Check(name, MISSING, found, "choose another folder")
     free_bytes = shutil.disk_usage(place).free
     found = f"{folder}: {_gigabytes(free_bytes)} free"
-    if not os.access(place, os.W_OK):
-        return Check(
-            name, MISSING, f"{found}, but {place} cannot be written", "choose another folder"
-        )
     if free_bytes < DISK_BYTES:
         return Check(name, WARNING, found, "make room: a video and its latents need some")
     return Check(name, OK, found)

@@ -1,6 +1,6 @@
 """What the machine says about itself: cards, driver, memory, packages.
 
-This looks; :mod:`kandinsky5.doctor` judges. torch is never imported here; whoever has imported it hands it in.
+This looks; :mod:`kandinsky5.doctor` judges. torch is never imported here: whoever has it hands it in.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import logging
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,15 @@ from kandinsky5.model.loading import ModelFiles
 from kandinsky5.model.text import Conditioning, TextEncoders
 from safetensors.torch import load_file, save_file
 
-from kandinsky5.demo.scenes import describe, random_scene, render
+from kandinsky5.demo.scenes import BACKGROUNDS, Scene, describe, random_scene, render
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
 from kandinsky5.model.vae import VideoVAE
 from kandinsky5.templates import PROMPT_TEMPLATES
 
 log = logging.getLogger("train_demo")
+
+Words = tuple[str, str, str, str]
+"""Colour, shape, direction and background of a scene."""
 
 DIT_CONFIG = DiTConfig(
     in_text_dim=128,
@@ -37,16 +41,19 @@ DIT_CONFIG = DiTConfig(
     num_visual_blocks=6,
     axes_dims=(16, 24, 24),
 )
-DIT = Stage("dit", steps=5000, batch=16, learning_rate=1e-3, warmup=200)
+STAGES = (
+    (Stage("dit", steps=5000, batch=16, learning_rate=1e-3, warmup=200), 1.5),
+    (Stage("dit-noise", steps=4500, batch=16, learning_rate=7e-4, warmup=100), 8.0),
+)
+"""Each stage with the shift of its training times: first how a shape looks, then, near pure noise, which
+shape it is and where it goes. A clip is so redundant that at t = 0.9 its way can already be seen."""
 
 CLIPS = {25: 3200, 49: 320}
 """Clips of the training set by their pixel frames."""
 CAPTIONS = 4
-"""Wordings of each clip."""
+"""Wordings of each clip; a wording serves every clip that it is true of."""
 NO_PROMPT_SHARE = 0.1
 GIVEN_FRAME_SHARE = 0.4
-TIME_SHIFT = 1.5
-"""Training times lean towards noise, where direction and place are decided."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,12 @@ class Clip:
 
     frames: int
     index: int
+    scene: Scene
     captions: tuple[str, ...]
+
+    @property
+    def words(self) -> Words:
+        return (self.scene.colour, self.scene.shape, self.scene.direction, self.scene.background)
 
 
 @torch.inference_mode()
@@ -71,7 +83,7 @@ def encoded_clips(
             scene = random_scene(rng)
             captions = tuple(describe(scene, rng) for _ in range(CAPTIONS))
             scenes[frames].append(scene)
-            clips.append(Clip(frames, index, captions))
+            clips.append(Clip(frames, index, scene, captions))
     if not path.exists():
         latents = {}
         for frames, members in scenes.items():
@@ -112,22 +124,37 @@ def encoded_captions(folder: Path, clips: list[Clip], device: str) -> dict[str, 
 
 
 class Batches:
-    """Batches of clips of one length with captions of one token count, so that nothing need be padded."""
+    """Batches of clips of one length with captions of one token count, so that nothing need be padded.
+
+    A caption is drawn first, then any clip that it is true of: no wording belongs to one clip, so none can
+    be learned by heart.
+    """
 
     def __init__(self, clips: list[Clip], conditionings: dict[str, Conditioning]) -> None:
-        self._groups: dict[tuple[int, int], list[tuple[Clip, str]]] = defaultdict(list)
+        self._clips: dict[tuple[int, Words], list[Clip]] = defaultdict(list)
+        self._captions: dict[tuple[int, int], list[tuple[str, Words]]] = defaultdict(list)
         for clip in clips:
+            self._clips[clip.frames, clip.words].append(clip)
             for caption in clip.captions:
                 key = (clip.frames, conditionings[caption].text.shape[0])
-                self._groups[key].append((clip, caption))
-        self._sizes = {key: len(members) for key, members in self._groups.items()}
+                self._captions[key].append((caption, clip.words))
+        self._sizes = {key: len(members) for key, members in self._captions.items()}
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[Clip, str]]:
-        key = rng.choices(list(self._sizes), weights=list(self._sizes.values()))[0]
-        chosen = rng.choices(self._groups[key], k=count)
+        frames, length = rng.choices(list(self._sizes), weights=list(self._sizes.values()))[0]
+        chosen = rng.choices(self._captions[frames, length], k=count)
+        batch = [(self._clip(rng, frames, caption, words), caption) for caption, words in chosen]
         if rng.random() < NO_PROMPT_SHARE:
-            return [(clip, "") for clip, _ in chosen]
-        return chosen
+            return [(clip, "") for clip, _ in batch]
+        return batch
+
+    def _clip(self, rng: random.Random, frames: int, caption: str, words: Words) -> Clip:
+        """A clip that the caption is true of; where it names no background, before either."""
+        if not any(background in caption for background in BACKGROUNDS):
+            other = (*words[:3], rng.choice(list(BACKGROUNDS)))
+            if self._clips.get((frames, other)):
+                words = other
+        return rng.choice(self._clips[frames, words])
 
 
 def train_dit(
@@ -135,38 +162,52 @@ def train_dit(
 ) -> tuple[DiffusionTransformer3D, float]:
     """Train (or go on training) and give back the averaged model and the VAE's scaling factor."""
     latents, clips, scale = encoded_clips(vae, folder, device, seed)
-    run = Run(DIT, dit, folder, device)
-    if run.step < DIT.steps:
-        conditionings = encoded_captions(folder, clips, device)
-        batches = Batches(clips, conditionings)
-        compiled = torch.compile(dit, dynamic=None)
-        generator = torch.Generator()
-
-        def loss_of(step: int) -> torch.Tensor:
-            rng = random.Random(f"{seed}/{DIT.name}/{step}")
-            generator.manual_seed(seed * 1_000_003 + step)
-            batch = batches.draw(rng, DIT.batch)
-            clean = torch.stack([latents[clip.frames][clip.index] for clip, _ in batch])
-            texts = [conditionings[caption] for _, caption in batch]
-            return flow_loss(compiled, clean, texts, rng.random() < GIVEN_FRAME_SHARE, generator)
-
+    conditionings = encoded_captions(folder, clips, device)
+    batches = Batches(clips, conditionings)
+    compiled = torch.compile(dit, dynamic=None)
+    for stage, time_shift in STAGES:
+        run = Run(stage, dit, folder, device)
+        loss_of = partial(
+            step_loss, compiled, stage, time_shift, latents, conditionings, batches, seed
+        )
         run.train(loss_of)
-    run.averaged()
+        run.averaged()
     return dit.eval(), scale
+
+
+def step_loss(
+    dit: torch.nn.Module,
+    stage: Stage,
+    time_shift: float,
+    latents: dict[int, torch.Tensor],
+    conditionings: dict[str, Conditioning],
+    batches: Batches,
+    seed: int,
+    step: int,
+) -> torch.Tensor:
+    """The loss of one step, the same whenever the step is run."""
+    rng = random.Random(f"{seed}/{stage.name}/{step}")
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    batch = batches.draw(rng, stage.batch)
+    clean = torch.stack([latents[clip.frames][clip.index] for clip, _ in batch])
+    texts = [conditionings[caption] for _, caption in batch]
+    frame_given = rng.random() < GIVEN_FRAME_SHARE
+    time = torch.rand(stage.batch, generator=generator)
+    time = time_shift * time / (1 + (time_shift - 1) * time)
+    return flow_loss(dit, clean, texts, time.to(clean.device), frame_given, generator)
 
 
 def flow_loss(
     dit: torch.nn.Module,
     clean: torch.Tensor,
     texts: list[Conditioning],
+    time: torch.Tensor,
     frame_given: bool,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Squared error of the velocity noise − clean at random times (rectified flow, arXiv 2209.03003)."""
+    """Squared error of the velocity noise − clean at the given times (rectified flow, arXiv 2209.03003)."""
     device = clean.device
     noise = torch.randn(clean.shape, generator=generator).to(device)
-    time = torch.sigmoid(torch.randn(clean.shape[0], generator=generator)).to(device)
-    time = TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time)
     t = time.view(-1, 1, 1, 1, 1)
     noisy = (1 - t) * clean + t * noise
     mask = torch.zeros_like(clean[..., :1])

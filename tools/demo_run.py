@@ -67,7 +67,9 @@ class Run:
             shown += loss.item()
             if self.step % 50 == 0:
                 rate = (time.monotonic() - started) / 50
-                log.info("%s %d loss %.5f, %.2f s a step", self.stage.name, self.step, shown / 50, rate)
+                log.info(
+                    "%s %d loss %.5f, %.2f s a step", self.stage.name, self.step, shown / 50, rate
+                )
                 shown, started = 0.0, time.monotonic()
             if self.step % save_every == 0 or self.step == self.stage.steps:
                 self.save()
@@ -96,7 +98,9 @@ class Run:
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.stage.steps)))
 
 
-def scenes_of_step(seed: int, stage: str, step: int, count: int) -> Iterator[tuple[Scene, random.Random]]:
+def scenes_of_step(
+    seed: int, stage: str, step: int, count: int
+) -> Iterator[tuple[Scene, random.Random]]:
     """The scenes of one training step, the same whenever it is run."""
     rng = random.Random(f"{seed}/{stage}/{step}")
     for _ in range(count):

@@ -59,7 +59,9 @@ def prepare_text(work: Path, seed: int) -> None:
     build_text(work, (describe(random_scene(rng), rng) for _ in range(TOKENIZER_CAPTIONS)), seed)
 
 
-def export(target: Path, work: Path, dit: DiffusionTransformer3D, vae: VideoVAE, scale: float) -> None:
+def export(
+    target: Path, work: Path, dit: DiffusionTransformer3D, vae: VideoVAE, scale: float
+) -> None:
     """Write the whole model in the layout of a -Diffusers folder, weights in float16."""
     vae_config = dataclasses.replace(VAE_CONFIG, scaling_factor=scale)
     parts = {
@@ -71,7 +73,9 @@ def export(target: Path, work: Path, dit: DiffusionTransformer3D, vae: VideoVAE,
         folder.mkdir(parents=True, exist_ok=True)
         described = {"_class_name": class_name, **dataclasses.asdict(config)}
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        tensors = {key: value.half().cpu().contiguous() for key, value in model.state_dict().items()}
+        tensors = {
+            key: value.half().cpu().contiguous() for key, value in model.state_dict().items()
+        }
         path = folder / "diffusion_pytorch_model.safetensors"
         save_file(tensors, path, metadata={"format": "pt", "k1_model": "demo"})
     for name in TEXT_FOLDERS:
