@@ -149,7 +149,9 @@ class GenerationRequest:
             if len(text) > MAX_PROMPT_CHARACTERS:
                 raise UserError(name, text, f"at most {MAX_PROMPT_CHARACTERS} characters")
         kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
+        if kind not in ("auto", "cpu", "cuda") or (
+            index and (kind != "cuda" or not index.isdigit())
+        ):
             raise UserError("device", self.device, "one of auto, cpu, cuda, cuda:0, cuda:1, …")
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +173,9 @@ class GenerationRequest:
         given = {key: value for key, value in values.items() if key != "version"}
         known = {item.name for item in dataclasses.fields(cls)}
         if unknown := [key for key in given if key not in known]:
-            raise UserError("request", unknown, f"unknown keys; the known ones are {', '.join(known)}")
+            raise UserError(
+                "request", unknown, f"unknown keys; the known ones are {', '.join(known)}"
+            )
         return cls(**given)
 
 
@@ -208,9 +212,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _range_text(name: str) -> str:
-    low, high = (
-        str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in RANGES[name]
-    )
+    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in RANGES[name])
     return f"a number from {low} to {high}"
 
 
@@ -264,8 +266,8 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
 
     Returns:
         The request with width, height, seconds (of a video), steps, guidance and shift set, and a notice for
-        each value that had to be changed. When an input image is given and no size, the size stays None: it follows
-        from the image.
+        each value that had to be changed. When an input image is given and no size, the size stays None: it
+        follows from the image.
 
     Raises:
         UserError: an image is missing, or given where none is used.
@@ -274,7 +276,9 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     if preset.takes_image and not request.image:
         raise UserError("image", request.image, f"{preset.name} needs an input image")
     if request.image and not preset.takes_image:
-        raise UserError("image", request.image, f"{preset.name} takes no image; use an i2v or i2i preset")
+        raise UserError(
+            "image", request.image, f"{preset.name} takes no image; use an i2v or i2i preset"
+        )
     notices: list[str] = []
     changes: dict[str, Any] = {
         "seconds": _settled_seconds(request, preset, notices),
@@ -284,8 +288,12 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     }
     if request.width or request.height or not request.image:
         default_width, default_height = preset.sizes_px[0]
-        changes["width"] = _snapped("width", request.width or default_width, preset.multiple_px, notices)
-        changes["height"] = _snapped("height", request.height or default_height, preset.multiple_px, notices)
+        changes["width"] = _snapped(
+            "width", request.width or default_width, preset.multiple_px, notices
+        )
+        changes["height"] = _snapped(
+            "height", request.height or default_height, preset.multiple_px, notices
+        )
     return dataclasses.replace(request, **changes), tuple(notices)
 
 

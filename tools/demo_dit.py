@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from demo_run import SIZE_PX, Run, Stage
 from demo_vae import video_tensor
-from kandinsky5.model.loading import ModelFiles
-from kandinsky5.model.text import Conditioning, TextEncoders
 from safetensors.torch import load_file, save_file
 
 from kandinsky5.demo.scenes import BACKGROUNDS, Scene, describe, random_scene, render
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.loading import ModelFiles
+from kandinsky5.model.text import Conditioning, TextEncoders
 from kandinsky5.model.vae import VideoVAE
 from kandinsky5.templates import PROMPT_TEMPLATES
 
@@ -85,22 +86,28 @@ def encoded_clips(
             scenes[frames].append(scene)
             clips.append(Clip(frames, index, scene, captions))
     if not path.exists():
-        latents = {}
-        for frames, members in scenes.items():
-            encoded = []
-            for start in range(0, len(members), 8):
-                videos = [render(scene, frames, SIZE_PX) for scene in members[start : start + 8]]
-                with torch.autocast(device, torch.bfloat16):
-                    mean, _ = vae.encode(video_tensor(np.stack(videos), device))
-                encoded.append(mean.float().permute(0, 2, 3, 4, 1).cpu())
-            latents[str(frames)] = torch.cat(encoded).contiguous()
-            log.info("encoded %d clips of %d frames", len(members), frames)
+        encoded = {
+            str(frames): _encoded(vae, members, frames, device)
+            for frames, members in scenes.items()
+        }
         temporary = path.with_suffix(".tmp")
-        save_file(latents, temporary)
+        save_file(encoded, temporary)
         temporary.replace(path)
     latents = {int(frames): values.to(device) for frames, values in load_file(path).items()}
     scale = 1.0 / latents[25].std().item()
     return {frames: values * scale for frames, values in latents.items()}, clips, scale
+
+
+def _encoded(vae: VideoVAE, scenes: list[Scene], frames: int, device: str) -> torch.Tensor:
+    """Unscaled posterior means of the scenes' clips, float32 [N, t, h, w, 16] on the CPU."""
+    encoded = []
+    for start in range(0, len(scenes), 8):
+        videos = [render(scene, frames, SIZE_PX) for scene in scenes[start : start + 8]]
+        with torch.autocast(device, torch.bfloat16):
+            mean, _ = vae.encode(video_tensor(np.stack(videos), device))
+        encoded.append(mean.float().permute(0, 2, 3, 4, 1).cpu())
+    log.info("encoded %d clips of %d frames", len(scenes), frames)
+    return torch.cat(encoded).contiguous()
 
 
 def encoded_captions(folder: Path, clips: list[Clip], device: str) -> dict[str, Conditioning]:
@@ -176,7 +183,7 @@ def train_dit(
 
 
 def step_loss(
-    dit: torch.nn.Module,
+    dit: Callable[..., torch.Tensor],
     stage: Stage,
     time_shift: float,
     latents: dict[int, torch.Tensor],
@@ -198,7 +205,7 @@ def step_loss(
 
 
 def flow_loss(
-    dit: torch.nn.Module,
+    dit: Callable[..., torch.Tensor],
     clean: torch.Tensor,
     texts: list[Conditioning],
     time: torch.Tensor,

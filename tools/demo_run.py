@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from kandinsky5.demo.scenes import Scene, random_scene
 
 log = logging.getLogger("train_demo")
+
+Net = TypeVar("Net", bound=torch.nn.Module)
 
 SIZE_PX = 64
 FRAMES = 25
@@ -31,10 +34,10 @@ class Stage:
     warmup: int = 100
 
 
-class Run:
+class Run(Generic[Net]):
     """A model in training: its optimiser, its place in the schedule and its saved state."""
 
-    def __init__(self, stage: Stage, model: torch.nn.Module, folder: Path, device: str) -> None:
+    def __init__(self, stage: Stage, model: Net, folder: Path, device: str) -> None:
         self.stage, self.model, self.device = stage, model, device
         self.path = folder / f"{stage.name}.pt"
         self.optimiser = torch.optim.AdamW(
@@ -88,7 +91,7 @@ class Run:
         )
         temporary.replace(self.path)
 
-    def averaged(self) -> torch.nn.Module:
+    def averaged(self) -> Net:
         """The model with its exponentially averaged weights."""
         self.model.load_state_dict(self.average)
         return self.model

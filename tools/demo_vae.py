@@ -75,7 +75,7 @@ def vae_loss(
     return ((error.abs() + 2.0 * error.square()) * weight).sum() / weight.sum() / 3 + 2e-5 * kl
 
 
-def train_vae(stage: Stage, frames: int, run: Run, seed: int) -> None:
+def train_vae(stage: Stage, frames: int, run: Run[VideoVAE], seed: int) -> None:
     """Train ``run.model`` on pictures (frames = 1) or on windows of clips at real speed."""
     generator = torch.Generator()
 

@@ -24,15 +24,15 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo_dit import DIT_CONFIG, train_dit  # noqa: E402
-from demo_run import FRAMES, SIZE_PX  # noqa: E402
-from demo_text import build as build_text  # noqa: E402
-from demo_vae import VAE_CONFIG, psnr, trained_vae, video_tensor  # noqa: E402
+from demo_dit import DIT_CONFIG, train_dit
+from demo_run import FRAMES, SIZE_PX
+from demo_text import build as build_text
+from demo_vae import VAE_CONFIG, psnr, trained_vae, video_tensor
 
-from kandinsky5.demo.scenes import describe, random_scene, render  # noqa: E402
-from kandinsky5.model.dit import DiffusionTransformer3D  # noqa: E402
-from kandinsky5.model.vae import VideoVAE  # noqa: E402
-from kandinsky5.presets import DEMO_FOLDER  # noqa: E402
+from kandinsky5.demo.scenes import describe, random_scene, render
+from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
+from kandinsky5.presets import DEMO_FOLDER
 
 log = logging.getLogger("train_demo")
 
@@ -64,7 +64,7 @@ def export(
 ) -> None:
     """Write the whole model in the layout of a -Diffusers folder, weights in float16."""
     vae_config = dataclasses.replace(VAE_CONFIG, scaling_factor=scale)
-    parts = {
+    parts: dict[str, tuple[torch.nn.Module, str, DiTConfig | VideoVAEConfig]] = {
         "transformer": (dit, "Kandinsky5Transformer3DModel", DIT_CONFIG),
         "vae": (vae, "AutoencoderKLHunyuanVideo", vae_config),
     }

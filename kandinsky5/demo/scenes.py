@@ -144,13 +144,20 @@ _MOTIONS = {
     "down": ("moves down", "moving down", "falls down", "goes down", "slides downwards"),
     "still": ("stands still", "standing still", "does not move", "stays in place", "is still"),
 }
-_BACKDROPS = ("on a {} background", "before a {} background", "{} background", "in front of a {} wall")
+_BACKDROPS = (
+    "on a {} background",
+    "before a {} background",
+    "{} background",
+    "in front of a {} wall",
+)
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
     """A caption of the scene in one of many wordings; the background is not always named."""
     subject = f"{scene.colour} {rng.choice(_NOUNS[scene.shape])}"
-    subject = rng.choice(("a {}", "a {}", "{}", "the {}", "one {}", "a video of a {}")).format(subject)
+    subject = rng.choice(("a {}", "a {}", "{}", "the {}", "one {}", "a video of a {}")).format(
+        subject
+    )
     caption = f"{subject} {rng.choice(_MOTIONS[scene.direction])}"
     if rng.random() < 0.6:
         backdrop = rng.choice(_BACKDROPS).format(scene.background)

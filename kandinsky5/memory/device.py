@@ -17,7 +17,9 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError("device", wanted, f"{torch.cuda.device_count()} CUDA devices are here; cpu works")
+        raise UserError(
+            "device", wanted, f"{torch.cuda.device_count()} CUDA devices are here; cpu works"
+        )
     return device
 
 

@@ -1,4 +1,4 @@
-"""Which transformer a set of tensors is: dimensions from names and shapes, checked before anything is read."""
+"""Which transformer a set of tensors is: dimensions from names and shapes, before anything is read."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def rope_angles_3d(
         float32 [time, height, width, head_dim/2].
     """
     per_axis = [
-        torch.outer(torch.arange(size, dtype=torch.float32, device=device), frequencies(dim // 2, device))
+        torch.outer(
+            torch.arange(size, dtype=torch.float32, device=device), frequencies(dim // 2, device)
+        )
         / scale
         for size, dim, scale in zip(grid, axes_dims, rope_scale, strict=True)
     ]
@@ -223,12 +225,16 @@ class OutLayer(nn.Module):
         self.modulation = Modulation(time_dim, model_dim, 2)
         self.out_layer = nn.Linear(model_dim, math.prod(patch_size) * visual_dim)
 
-    def forward(self, x: torch.Tensor, time_vector: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, time_vector: torch.Tensor, grid: tuple[int, int, int]
+    ) -> torch.Tensor:
         """x [..., S, D] → [..., T, H, W, C_out]; the channel runs slowest inside a patch."""
         shift, scale = self.modulation(time_vector)
         patches = self.out_layer(modulated_norm(x, shift, scale))
         patches = patches.unflatten(-2, grid).unflatten(-1, (-1, *self.patch_size))
         first = patches.dim() - 7
         order = (first, first + 4, first + 1, first + 5, first + 2, first + 6, first + 3)
-        *batch, t, pt, h, ph, w, pw, channels = (pixels := patches.permute(*range(first), *order)).shape
+        *batch, t, pt, h, ph, w, pw, channels = (
+            pixels := patches.permute(*range(first), *order)
+        ).shape
         return pixels.reshape(*batch, t * pt, h * ph, w * pw, channels)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -74,7 +75,9 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tens
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-def model_input(config: DiTConfig, latent: torch.Tensor, first_frame: torch.Tensor | None) -> torch.Tensor:
+def model_input(
+    config: DiTConfig, latent: torch.Tensor, first_frame: torch.Tensor | None
+) -> torch.Tensor:
     """The latent as the transformer takes it: [x, zeros, mask] for video models, x alone otherwise."""
     if not config.visual_cond:
         return latent
@@ -119,7 +122,7 @@ def denoise(
     latent = noise.clone()
     moments = times.tolist()
     total = len(moments) - 1
-    for step, (time, next_time) in enumerate(zip(moments, moments[1:], strict=False), start=1):
+    for step, (time, next_time) in enumerate(pairwise(moments), start=1):
         if should_stop():
             raise Stopped(f"stopped before step {step} of {total}")
         if first_frame is not None:

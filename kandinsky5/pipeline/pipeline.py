@@ -133,7 +133,9 @@ class Pipeline:
     ) -> Job:
         settled, notices = settle(request)
         if settled.seed is None:
-            settled = dataclasses.replace(settled, seed=random.SystemRandom().randrange(MAX_DRAWN_SEED))
+            settled = dataclasses.replace(
+                settled, seed=random.SystemRandom().randrange(MAX_DRAWN_SEED)
+            )
         preset = PRESETS[settled.preset]
         _refuse_what_is_missing(settled, preset)
         target = out or Path(settled.out or f"{preset.name}_{settled.seed}.mp4")
@@ -152,7 +154,9 @@ class Pipeline:
         for text in notices:
             job.notice(text)
         if preset.nabla:
-            job.notice("sparse attention (NABLA) is not available yet: full attention is used, slower")
+            job.notice(
+                "sparse attention (NABLA) is not available yet: full attention is used, slower"
+            )
         if settled.expand and not preset.is_builtin:
             job.notice("prompt expansion is not available yet: the prompt is used as it is")
         return job
@@ -303,7 +307,9 @@ class Pipeline:
 def _given_noise(path: str, shape: tuple[int, ...]) -> torch.Tensor:
     latents, _ = load_latents(Path(path).expanduser())
     if tuple(latents.shape) != shape:
-        raise UserError("init_latents", list(latents.shape), f"the shape {list(shape)} of this request")
+        raise UserError(
+            "init_latents", list(latents.shape), f"the shape {list(shape)} of this request"
+        )
     return latents
 
 

@@ -84,7 +84,11 @@ def diffusers_pipeline(transformer: DiffusionTransformer3D, name: str, shift: fl
             self._step_index = self._begin_index = None
 
     reference = diffusers.Kandinsky5Transformer3DModel(
-        **{key: getattr(CONFIG, key) for key in CONFIG.__dataclass_fields__ if key != "instruct_type"}
+        **{
+            key: getattr(CONFIG, key)
+            for key in CONFIG.__dataclass_fields__
+            if key != "instruct_type"
+        }
     ).eval()
     reference.load_state_dict(transformer.state_dict())
     vae = diffusers.AutoencoderKLHunyuanVideo(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
@@ -242,7 +246,9 @@ def test_given_first_frame_stands_in_every_input_and_in_the_result(transformer) 
             seen.append(x[0, ..., :16].clone())
             return transformer(x, *args, **kwargs)
 
-    result = denoise(Spy(), noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture)
+    result = denoise(
+        Spy(), noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture
+    )
     assert all(torch.equal(frame, picture[0]) for frame in seen)
     assert torch.equal(result[:1], picture)
 

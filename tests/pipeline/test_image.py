@@ -35,7 +35,9 @@ def test_every_colour_mode_becomes_rgb(tmp_path, mode) -> None:
 
 def test_an_animation_gives_its_first_frame(tmp_path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    path = saved(tmp_path, frames[0], "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    path = saved(
+        tmp_path, frames[0], "moving.webp", save_all=True, append_images=frames[1:], lossless=True
+    )
     assert read_image(path).getpixel((4, 4)) == (255, 0, 0)
 
 
@@ -70,7 +72,9 @@ def test_144_megapixels_are_refused(tmp_path) -> None:
         ("demo-i2v", (300, 200), (64, 64)),
     ],
 )
-def test_pictures_keep_their_aspect_in_the_presets_area_and_multiples(preset, given, expected) -> None:
+def test_pictures_keep_their_aspect_in_the_presets_area_and_multiples(
+    preset, given, expected
+) -> None:
     assert fitted_size(*given, PRESETS[preset]) == expected
 
 
