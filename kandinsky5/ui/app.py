@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from kandinsky5.ui import choices, form, theme, views
 from kandinsky5.ui.handlers import Handlers
+from kandinsky5.ui.machine_notice import MachineNotice
 from kandinsky5.ui.options import StudioOptions
 from kandinsky5.ui.routes import result_routes, with_door
 from kandinsky5.ui.server import StudioServer, bind
@@ -32,13 +33,17 @@ ON_PROBLEM = (
 )
 
 
-def build(client: WorkerClient, options: StudioOptions) -> gr.Blocks:
+def build(
+    client: WorkerClient, options: StudioOptions, machine: MachineNotice | None = None
+) -> gr.Blocks:
     """The page: what to make on the left, what happens on the right."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(options.uploads_dir)
     handlers = Handlers(client, options.out_dir, choices.weights_in(options.models_dirs))
     with gr.Blocks(title="K1", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, js_on_load=None)
+        if machine is not None:
+            _connect_notice(machine)
         with gr.Row(elem_id="k1-create", equal_height=False):
             with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
                 controls, dice = _left(handlers)
@@ -49,6 +54,27 @@ def build(client: WorkerClient, options: StudioOptions) -> gr.Blocks:
         for function in (handlers.submit, handlers.status, handlers.stop, handlers.queue):
             gr.api(function, api_name=function.__name__, queue=False)
     return page
+
+
+def _connect_notice(machine: MachineNotice) -> None:
+    """A line under the header once the doctor has something to say."""
+    notice = gr.HTML("", elem_id="k1-notice", js_on_load=None, apply_default_css=False)
+    timer = gr.Timer(POLL_S)
+
+    def look() -> tuple[Any, Any]:
+        text = machine.text()
+        if text is None:
+            return gr.skip(), gr.skip()
+        return views.notice(text), gr.Timer(active=False)
+
+    timer.tick(
+        look,
+        None,
+        [notice, timer],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
 
 
 def _left(handlers: Handlers) -> tuple[dict[str, Any], gr.Button]:
@@ -143,9 +169,11 @@ def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str,
     gr.Timer(POLL_S).tick(**look)
 
 
-def studio_app(client: WorkerClient, options: StudioOptions) -> FastAPI:
+def studio_app(
+    client: WorkerClient, options: StudioOptions, machine: MachineNotice | None = None
+) -> FastAPI:
     """The whole of what the server serves: the door, the results, the page."""
-    page = build(client, options)
+    page = build(client, options, machine)
     app = FastAPI(title="K1", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(result_routes(client, options.out_dir))
     with_door(app, options)
@@ -191,12 +219,15 @@ def launch(options: StudioOptions) -> int:
         models_dirs=options.models_dirs,
         device=options.device,
     )
+    machine = MachineNotice()
     try:
-        server = StudioServer(studio_app(client, options))
+        server = StudioServer(studio_app(client, options, machine))
         client.start()
+        machine.start()
         with server.told_by_signals():
             server.run(sockets=[listener])
     finally:
+        machine.stop()
         listener.close()
         client.close()
     return 0

@@ -217,3 +217,8 @@ def _tile(job: JobSnapshot, shown: bool) -> str:
 def problem(field: str, text: str) -> str:
     """The line that says why nothing was started; the page's script also sets it at the field."""
     return f'<p class="k1-problem" role="alert" data-field="{safe(field)}">{safe(text)}</p>'
+
+
+def notice(text: str) -> str:
+    """A line about this machine, or nothing."""
+    return f'<p class="k1-notice" role="status">{safe(text)}</p>' if text else ""
