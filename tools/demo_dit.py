@@ -11,7 +11,6 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +41,32 @@ DIT_CONFIG = DiTConfig(
     num_visual_blocks=6,
     axes_dims=(16, 24, 24),
 )
-STAGES = (
-    (Stage("dit", steps=5000, batch=16, learning_rate=1e-3, warmup=200), 1.5),
-    (Stage("dit-noise", steps=4500, batch=16, learning_rate=7e-4, warmup=100), 8.0),
-)
-"""Each stage with the shift of its training times: first how a shape looks, then, near pure noise, which
-shape it is and where it goes. A clip is so redundant that at t = 0.9 its way can already be seen."""
+DIT = Stage("dit", steps=8000, batch=16, learning_rate=1e-3, warmup=200)
+TIME_SHIFT = 8.0
+"""Shift of the training times. A clip is so redundant that at t = 0.9 its way can already be seen: what it
+shows and where it goes is decided, and must be learned, nearer to pure noise."""
 
-CLIPS = {25: 3200, 49: 320}
-"""Clips of the training set by their pixel frames."""
-CAPTIONS = 4
+
+@dataclass(frozen=True)
+class ClipSet:
+    """A part of the training set: clips of one length, so far off the middle (see ``random_scene``)."""
+
+    name: str
+    frames: int
+    count: int
+    wander: float
+
+
+CLIP_SETS = (
+    ClipSet("25", 25, 3200, 1.0),
+    ClipSet("49", 49, 320, 1.0),
+    ClipSet("25-centred", 25, 1800, 0.2),
+    ClipSet("49-centred", 49, 180, 0.2),
+)
+CENTRED = {"25-centred", "49-centred"}
+"""From text alone the model learns scenes near the middle, so that a prompt leaves little to chance; from a
+picture it learns scenes anywhere."""
+CAPTIONS = 2
 """Wordings of each clip; a wording serves every clip that it is true of."""
 NO_PROMPT_SHARE = 0.1
 GIVEN_FRAME_SHARE = 0.4
@@ -61,7 +76,7 @@ GIVEN_FRAME_SHARE = 0.4
 class Clip:
     """Where a clip's latents lie and how it may be described."""
 
-    frames: int
+    of: str
     index: int
     scene: Scene
     captions: tuple[str, ...]
@@ -71,31 +86,35 @@ class Clip:
         return (self.scene.colour, self.scene.shape, self.scene.direction, self.scene.background)
 
 
+def drawn_clips(part: ClipSet, seed: int) -> list[Clip]:
+    """The clips of a set, the same for the same seed."""
+    clips = []
+    for index in range(part.count):
+        rng = random.Random(f"{seed}/clip/{part.name}/{index}")
+        scene = random_scene(rng, wander=part.wander)
+        captions = tuple(describe(scene, rng) for _ in range(CAPTIONS))
+        clips.append(Clip(part.name, index, scene, captions))
+    return clips
+
+
 @torch.inference_mode()
 def encoded_clips(
     vae: VideoVAE, folder: Path, device: str, seed: int
-) -> tuple[dict[int, torch.Tensor], list[Clip], float]:
-    """Latents [N, t, h, w, 16] by pixel frames, scaled to unit spread; the clips; the scale."""
-    path = folder / "latents.safetensors"
-    clips, scenes = [], defaultdict(list)
-    for frames, count in CLIPS.items():
-        for index in range(count):
-            rng = random.Random(f"{seed}/clip/{frames}/{index}")
-            scene = random_scene(rng)
-            captions = tuple(describe(scene, rng) for _ in range(CAPTIONS))
-            scenes[frames].append(scene)
-            clips.append(Clip(frames, index, scene, captions))
-    if not path.exists():
-        encoded = {
-            str(frames): _encoded(vae, members, frames, device)
-            for frames, members in scenes.items()
-        }
-        temporary = path.with_suffix(".tmp")
-        save_file(encoded, temporary)
-        temporary.replace(path)
-    latents = {int(frames): values.to(device) for frames, values in load_file(path).items()}
-    scale = 1.0 / latents[25].std().item()
-    return {frames: values * scale for frames, values in latents.items()}, clips, scale
+) -> tuple[dict[str, torch.Tensor], list[Clip], float]:
+    """Latents [N, t, h, w, 16] by set, scaled to unit spread; the clips; the scale."""
+    latents, clips = {}, []
+    for part in CLIP_SETS:
+        drawn = drawn_clips(part, seed)
+        path = folder / f"latents-{part.name}.safetensors"
+        if not path.exists():
+            scenes = [clip.scene for clip in drawn]
+            temporary = path.with_suffix(".tmp")
+            save_file({"latents": _encoded(vae, scenes, part.frames, device)}, temporary)
+            temporary.replace(path)
+        latents[part.name] = load_file(path)["latents"].to(device)
+        clips += drawn
+    scale = 1.0 / latents["25"].std().item()
+    return {name: values * scale for name, values in latents.items()}, clips, scale
 
 
 def _encoded(vae: VideoVAE, scenes: list[Scene], frames: int, device: str) -> torch.Tensor:
@@ -138,30 +157,30 @@ class Batches:
     """
 
     def __init__(self, clips: list[Clip], conditionings: dict[str, Conditioning]) -> None:
-        self._clips: dict[tuple[int, Words], list[Clip]] = defaultdict(list)
-        self._captions: dict[tuple[int, int], list[tuple[str, Words]]] = defaultdict(list)
+        self._clips: dict[tuple[str, Words], list[Clip]] = defaultdict(list)
+        self._captions: dict[tuple[str, int], list[tuple[str, Words]]] = defaultdict(list)
         for clip in clips:
-            self._clips[clip.frames, clip.words].append(clip)
+            self._clips[clip.of, clip.words].append(clip)
             for caption in clip.captions:
-                key = (clip.frames, conditionings[caption].text.shape[0])
+                key = (clip.of, conditionings[caption].text.shape[0])
                 self._captions[key].append((caption, clip.words))
         self._sizes = {key: len(members) for key, members in self._captions.items()}
 
     def draw(self, rng: random.Random, count: int) -> list[tuple[Clip, str]]:
-        frames, length = rng.choices(list(self._sizes), weights=list(self._sizes.values()))[0]
-        chosen = rng.choices(self._captions[frames, length], k=count)
-        batch = [(self._clip(rng, frames, caption, words), caption) for caption, words in chosen]
+        of, length = rng.choices(list(self._sizes), weights=list(self._sizes.values()))[0]
+        chosen = rng.choices(self._captions[of, length], k=count)
+        batch = [(self._clip(rng, of, caption, words), caption) for caption, words in chosen]
         if rng.random() < NO_PROMPT_SHARE:
             return [(clip, "") for clip, _ in batch]
         return batch
 
-    def _clip(self, rng: random.Random, frames: int, caption: str, words: Words) -> Clip:
+    def _clip(self, rng: random.Random, of: str, caption: str, words: Words) -> Clip:
         """A clip that the caption is true of; where it names no background, before either."""
         if not any(background in caption for background in BACKGROUNDS):
             other = (*words[:3], rng.choice(list(BACKGROUNDS)))
-            if self._clips.get((frames, other)):
+            if self._clips.get((of, other)):
                 words = other
-        return rng.choice(self._clips[frames, words])
+        return rng.choice(self._clips[of, words])
 
 
 def train_dit(
@@ -170,38 +189,25 @@ def train_dit(
     """Train (or go on training) and give back the averaged model and the VAE's scaling factor."""
     latents, clips, scale = encoded_clips(vae, folder, device, seed)
     conditionings = encoded_captions(folder, clips, device)
-    batches = Batches(clips, conditionings)
+    from_picture = Batches(clips, conditionings)
+    from_text = Batches([clip for clip in clips if clip.of in CENTRED], conditionings)
     compiled = torch.compile(dit, dynamic=None)
-    for stage, time_shift in STAGES:
-        run = Run(stage, dit, folder, device)
-        loss_of = partial(
-            step_loss, compiled, stage, time_shift, latents, conditionings, batches, seed
-        )
-        run.train(loss_of)
-        run.averaged()
-    return dit.eval(), scale
+    generator = torch.Generator()
 
+    def loss_of(step: int) -> torch.Tensor:
+        rng = random.Random(f"{seed}/{DIT.name}/{step}")
+        generator.manual_seed(seed * 1_000_003 + step)
+        frame_given = rng.random() < GIVEN_FRAME_SHARE
+        batch = (from_picture if frame_given else from_text).draw(rng, DIT.batch)
+        clean = torch.stack([latents[clip.of][clip.index] for clip, _ in batch])
+        texts = [conditionings[caption] for _, caption in batch]
+        time = torch.rand(DIT.batch, generator=generator).to(device)
+        time = TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time)
+        return flow_loss(compiled, clean, texts, time, frame_given, generator)
 
-def step_loss(
-    dit: Callable[..., torch.Tensor],
-    stage: Stage,
-    time_shift: float,
-    latents: dict[int, torch.Tensor],
-    conditionings: dict[str, Conditioning],
-    batches: Batches,
-    seed: int,
-    step: int,
-) -> torch.Tensor:
-    """The loss of one step, the same whenever the step is run."""
-    rng = random.Random(f"{seed}/{stage.name}/{step}")
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    batch = batches.draw(rng, stage.batch)
-    clean = torch.stack([latents[clip.frames][clip.index] for clip, _ in batch])
-    texts = [conditionings[caption] for _, caption in batch]
-    frame_given = rng.random() < GIVEN_FRAME_SHARE
-    time = torch.rand(stage.batch, generator=generator)
-    time = time_shift * time / (1 + (time_shift - 1) * time)
-    return flow_loss(dit, clean, texts, time.to(clean.device), frame_given, generator)
+    run = Run(DIT, dit, folder, device)
+    run.train(loss_of)
+    return run.averaged().eval(), scale
 
 
 def flow_loss(

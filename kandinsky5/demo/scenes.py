@@ -70,8 +70,12 @@ def random_scene(
     shape: str | None = None,
     direction: str | None = None,
     background: str | None = None,
+    wander: float = 1.0,
 ) -> Scene:
-    """A scene whose shape stays inside the picture; what is given is kept, the rest is drawn from ``rng``."""
+    """A scene whose shape stays inside the picture; what is given is kept, the rest is drawn from ``rng``.
+
+    ``wander`` is the share of the free room that the shape's way may be off the middle: 1 is anywhere.
+    """
     colour = colour or rng.choice(list(COLOURS))
     shape = shape or rng.choice(SHAPES)
     direction = direction or rng.choice(list(DIRECTIONS))
@@ -82,7 +86,9 @@ def random_scene(
 
     def start(step: int) -> float:
         low, high = margin, 1.0 - margin
-        return rng.uniform(low + travel * (step < 0), high - travel * (step > 0))
+        low, high = low + travel * (step < 0), high - travel * (step > 0)
+        middle, room = (low + high) / 2, (high - low) / 2
+        return middle + wander * rng.uniform(-room, room)
 
     dx, dy = DIRECTIONS[direction]
     return Scene(colour, shape, direction, background, radius, (start(dx), start(dy)), travel)
