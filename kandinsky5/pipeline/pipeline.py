@@ -6,83 +6,32 @@ its models warm for the next job.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kandinsky5.errors import OutOfMemory, UserError
-from kandinsky5.events import EventSink, Notice, StageStarted, StepDone, ignore
+from kandinsky5.errors import UserError
+from kandinsky5.events import EventSink, StepDone, ignore
 from kandinsky5.memory import meter
-from kandinsky5.memory.device import choose_device, choose_dtype
-from kandinsky5.memory.residency import MEMORY_ERRORS, Residency, is_out_of_memory
+from kandinsky5.memory.residency import Residency
 from kandinsky5.model.dit import DiffusionTransformer3D
-from kandinsky5.model.loading import (
-    ModelFiles,
-    find_model_files,
-    load_transformer,
-    load_video_vae,
-)
+from kandinsky5.model.loading import check_transformer, load_transformer, load_video_vae
 from kandinsky5.model.text import Conditioning, TextEncoders
 from kandinsky5.model.vae import VideoVAE
-from kandinsky5.output.media import VideoWriter, prepare_output
+from kandinsky5.output.media import VideoWriter
 from kandinsky5.output.metadata import describe
 from kandinsky5.output.state import load_latents, save_latents
 from kandinsky5.pipeline.codec import decode_frames, encode_image
 from kandinsky5.pipeline.denoise import Guidance, StepState, denoise, draw_noise, schedule
-from kandinsky5.pipeline.image import fitted_size, read_image, to_pixels
-from kandinsky5.presets import FRAMES_PER_SECOND, PRESETS, Preset
-from kandinsky5.request import GenerationRequest, GenerationResult, latent_shape, settle
+from kandinsky5.pipeline.image import to_pixels
+from kandinsky5.pipeline.job import Job, accept
+from kandinsky5.presets import FRAMES_PER_SECOND
+from kandinsky5.request import GenerationRequest, GenerationResult, latent_shape
 from kandinsky5.templates import PROMPT_TEMPLATES
-
-log = logging.getLogger(__name__)
-
-MAX_DRAWN_SEED = 2**31 - 1
-
-
-@dataclass
-class Job:
-    """A job under way: its settled request, its listeners and what it has taken so far."""
-
-    request: GenerationRequest
-    preset: Preset
-    out: Path
-    device: torch.device
-    dtype: torch.dtype
-    emit: EventSink
-    should_stop: Callable[[], bool]
-    notices: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    evaluations: int = 0
-    place: str = ""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce the stage, time it, and say where memory ran out if it does."""
-        self.place = name
-        self.emit(StageStarted(name))
-        started = time.monotonic()
-        try:
-            yield
-        except MEMORY_ERRORS as error:
-            if not is_out_of_memory(error):
-                raise
-            kind = "GPU memory" if self.device.type == "cuda" else "memory"
-            raise OutOfMemory(f"out of {kind} during {self.place}") from error
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-    def notice(self, text: str) -> None:
-        self.notices.append(text)
-        self.emit(Notice(text))
 
 
 class Pipeline:
@@ -112,62 +61,30 @@ class Pipeline:
         """
         started = time.monotonic()
         meter.start_measuring()
-        job = self._accept(request, out, emit, should_stop)
-        files = find_model_files(job.request, self._models_dirs)
-        guidance = self._encode_text(job, files)
-        first_frame, noise = self._start(job, files)
-        latents = self._denoise(job, files, guidance, noise, first_frame)
+        job = accept(
+            request,
+            out=out,
+            emit=emit,
+            should_stop=should_stop,
+            models_dirs=self._models_dirs,
+        )
+        guidance = self._encode_text(job)
+        first_frame, noise = self._start(job)
+        latents = self._denoise(job, guidance, noise, first_frame)
         if job.request.save_latents:
             save_latents(Path(job.request.save_latents), latents.cpu(), job.request)
-        frames = self._decode(job, files, latents)
-        self._save(job, files, frames)
+        frames = self._decode(job, latents)
+        self._save(job, frames)
         job.seconds["total"] = time.monotonic() - started
         return self._result(job, frames)
 
-    def _accept(
-        self,
-        request: GenerationRequest,
-        out: Path | None,
-        emit: EventSink,
-        should_stop: Callable[[], bool],
-    ) -> Job:
-        settled, notices = settle(request)
-        if settled.seed is None:
-            settled = dataclasses.replace(
-                settled, seed=random.SystemRandom().randrange(MAX_DRAWN_SEED)
-            )
-        preset = PRESETS[settled.preset]
-        _refuse_what_is_missing(settled, preset)
-        target = out or Path(settled.out or f"{preset.name}_{settled.seed}.mp4")
-        target = target.expanduser()
-        target = prepare_output(target)
-        device = choose_device(settled.device)
-        job = Job(
-            request=settled,
-            preset=preset,
-            out=target,
-            device=device,
-            dtype=choose_dtype(settled.dtype, device),
-            emit=emit,
-            should_stop=should_stop,
-        )
-        for text in notices:
-            job.notice(text)
-        if preset.nabla:
-            job.notice(
-                "sparse attention (NABLA) is not available yet: full attention is used, slower"
-            )
-        if settled.expand and not preset.is_builtin:
-            job.notice("prompt expansion is not available yet: the prompt is used as it is")
-        return job
-
-    def _encode_text(self, job: Job, files: ModelFiles) -> Guidance:
+    def _encode_text(self, job: Job) -> Guidance:
         request, preset = job.request, job.preset
         with job.stage("load"):
             encoders = self._models.get(
                 "text encoder",
-                (files.text_encoder, files.text_encoder_2, job.device, job.dtype),
-                lambda: TextEncoders.load(files, device=job.device, dtype=job.dtype),
+                (job.files.text_encoder, job.files.text_encoder_2, job.device, job.dtype),
+                lambda: TextEncoders.load(job.files, device=job.device, dtype=job.dtype),
             )
         template = PROMPT_TEMPLATES[preset.template]
 
@@ -188,30 +105,27 @@ class Pipeline:
             negative = encode(request.negative_prompt, request.negative_prompt)
             return Guidance(positive, negative, request.guidance)
 
-    def _start(self, job: Job, files: ModelFiles) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def _start(self, job: Job) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The input picture's latent (or None) and the noise, both on the device."""
-        picture = read_image(job.request.image) if job.request.image else None
-        if picture is not None and not job.request.width:
-            width, height = fitted_size(picture.width, picture.height, job.preset)
-            job.request = dataclasses.replace(job.request, width=width, height=height)
         assert job.request.seed is not None and job.request.width and job.request.height
         generator = torch.Generator().manual_seed(job.request.seed)
-        vae = self._vae(job, files)
-        shape = (*latent_shape(job.request), vae.config.latent_channels)
+        channels = check_transformer(job.files.transformer).in_visual_dim
+        shape = (*latent_shape(job.request), channels)
         noise = draw_noise(shape, generator)
         if job.request.init_latents:
             noise = _given_noise(job.request.init_latents, shape)
         first_frame = None
-        if picture is not None:
+        if job.picture is not None:
+            with job.stage("load"):
+                vae = self._vae(job)
             with job.stage("encode image"):
-                pixels = to_pixels(picture, job.request.width, job.request.height)
+                pixels = to_pixels(job.picture, job.request.width, job.request.height)
                 first_frame = encode_image(vae, pixels, generator, job.device)
         return first_frame, noise.to(job.device)
 
     def _denoise(
         self,
         job: Job,
-        files: ModelFiles,
         guidance: Guidance,
         noise: torch.Tensor,
         first_frame: torch.Tensor | None,
@@ -219,7 +133,7 @@ class Pipeline:
         request = job.request
         assert request.steps and request.shift
         with job.stage("load"):
-            transformer = self._transformer(job, files)
+            transformer = self._transformer(job)
         started = time.monotonic()
 
         def on_step(state: StepState) -> None:
@@ -240,11 +154,13 @@ class Pipeline:
                 should_stop=job.should_stop,
             )
 
-    def _decode(self, job: Job, files: ModelFiles, latents: torch.Tensor) -> np.ndarray:
+    def _decode(self, job: Job, latents: torch.Tensor) -> np.ndarray:
+        with job.stage("load"):
+            vae = self._vae(job)
         with job.stage("decode"):
-            return decode_frames(self._vae(job, files), latents)
+            return decode_frames(vae, latents)
 
-    def _save(self, job: Job, files: ModelFiles, frames: np.ndarray) -> None:
+    def _save(self, job: Job, frames: np.ndarray) -> None:
         with job.stage("save"):
             writer = VideoWriter(
                 job.out,
@@ -253,18 +169,18 @@ class Pipeline:
                 fps=FRAMES_PER_SECOND,
                 crf=job.request.crf,
                 frames=frames.shape[0],
-                metadata=self._metadata(job, files),
+                metadata=self._metadata(job),
             )
             with writer:
                 for frame in frames:
                     writer.write(frame)
-                writer.set_metadata(self._metadata(job, files))
+                writer.set_metadata(self._metadata(job))
 
-    def _metadata(self, job: Job, files: ModelFiles) -> dict[str, Any]:
+    def _metadata(self, job: Job) -> dict[str, Any]:
         assert job.request.seed is not None
         return describe(
             job.request,
-            checkpoint=files.transformer,
+            checkpoint=job.files.transformer,
             seed=job.request.seed,
             seconds=job.seconds,
             peak_vram_bytes=meter.peak_vram_bytes(),
@@ -289,18 +205,18 @@ class Pipeline:
             notices=tuple(job.notices),
         )
 
-    def _transformer(self, job: Job, files: ModelFiles) -> DiffusionTransformer3D:
+    def _transformer(self, job: Job) -> DiffusionTransformer3D:
         return self._models.get(
             "transformer",
-            (files.transformer, job.device, job.dtype),
-            lambda: load_transformer(files.transformer, device=job.device, dtype=job.dtype),
+            (job.files.transformer, job.device, job.dtype),
+            lambda: load_transformer(job.files.transformer, device=job.device, dtype=job.dtype),
         )
 
-    def _vae(self, job: Job, files: ModelFiles) -> VideoVAE:
+    def _vae(self, job: Job) -> VideoVAE:
         return self._models.get(
             "VAE",
-            (files.vae, job.device, job.dtype),
-            lambda: load_video_vae(files.vae, device=job.device, dtype=job.dtype),
+            (job.files.vae, job.device, job.dtype),
+            lambda: load_video_vae(job.files.vae, device=job.device, dtype=job.dtype),
         )
 
 
@@ -311,18 +227,3 @@ def _given_noise(path: str, shape: tuple[int, ...]) -> torch.Tensor:
             "init_latents", list(latents.shape), f"the shape {list(shape)} of this request"
         )
     return latents
-
-
-def _refuse_what_is_missing(request: GenerationRequest, preset: Preset) -> None:
-    """Say plainly what this version cannot do, before anything is loaded."""
-    later = {
-        "preset": not preset.is_video,
-        "weights": request.weights not in ("auto", "bf16"),
-        "text_weights": request.text_weights == "nf4",
-        "attention": request.attention not in ("auto", "sdpa"),
-        "cache": request.cache != "none",
-        "loras": bool(request.loras),
-    }
-    for name, missing in later.items():
-        if missing:
-            raise UserError(name, getattr(request, name), "not available in this version yet")
