@@ -155,7 +155,7 @@ def _rows() -> list[Preset]:
         repository="",
         steps=20,
         guidance=2.0,
-        shift=2.0,
+        shift=8.0,
         sizes_px=((64, 64),),
         multiple_px=64,
         area_px=64 * 64,

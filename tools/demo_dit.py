@@ -41,7 +41,7 @@ DIT_CONFIG = DiTConfig(
     num_visual_blocks=6,
     axes_dims=(16, 24, 24),
 )
-DIT = Stage("dit", steps=8000, batch=16, learning_rate=1e-3, warmup=200)
+DIT = Stage("dit", steps=11000, batch=16, learning_rate=1e-3, warmup=200)
 TIME_SHIFT = 8.0
 """Shift of the training times. A clip is so redundant that at t = 0.9 its way can already be seen: what it
 shows and where it goes is decided, and must be learned, nearer to pure noise."""
