@@ -16,7 +16,6 @@ from PIL import Image
 from kandinsky5.demo.adherence import first_frame_psnr, measure
 from kandinsky5.demo.scenes import Scene, render
 from kandinsky5.output.metadata import read_metadata, request_of, video_info
-from kandinsky5.presets import DEMO_FOLDER
 from kandinsky5.request import GenerationRequest
 from kandinsky5.worker.client import WorkerClient
 
@@ -37,10 +36,6 @@ RESULT_KEYS = {
     "d2h_bytes",
 }
 PATIENCE_S = 300
-
-pytestmark = pytest.mark.skipif(
-    not (DEMO_FOLDER / "model_index.json").exists(), reason="the demo model has not been trained"
-)
 
 
 def k1(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kandinsky5.presets import DEMO_FOLDER
 from kandinsky5.ui.options import StudioOptions
 from kandinsky5.worker.client import WorkerClient
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (DEMO_FOLDER / "model_index.json").exists(),
-        reason="the demo model has not been trained",
-    ),
-]
+pytestmark = pytest.mark.browser
 
 PROMPT = "#k1-f-prompt textarea"
 STEPS = "#k1-f-steps input[type=number]"
