@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kandinsky5.benches import BENCHES
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.request import CHOICES, RANGES, GenerationRequest
 
@@ -89,8 +89,8 @@ REQUEST_OPTIONS = (
 )
 
 
-def build_parser(benches: Mapping[str, str]) -> Parser:
-    """The whole command line; ``benches`` are the benchmarks' names and what each shows."""
+def build_parser() -> Parser:
+    """The whole command line."""
     parser = Parser(
         prog="k1.py",
         allow_abbrev=False,
@@ -114,9 +114,8 @@ def build_parser(benches: Mapping[str, str]) -> Parser:
     doctor = add("doctor", "what this machine can do, with self-tests")
     _folder_options(doctor, "outdir", "models_dir", "state_dir")
     bench = add("bench", "run a benchmark")
-    bench.add_argument("name", metavar="NAME", choices=list(benches), help=_listed(benches))
     _bench_options(bench)
-    for command in (inspect, presets, doctor, bench):
+    for command in (inspect, presets, doctor):
         _json_option(command)
     return parser
 
@@ -207,16 +206,23 @@ def _studio_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
-    for flag, text in (
-        ("--pairs", "how many clips"),
-        ("--seed", "of the questions"),
-        ("--steps", "of a clip"),
-    ):
-        kind = _number_of(flag.removeprefix("--"))
-        parser.add_argument(flag, type=kind, metavar="N", default=argparse.SUPPRESS, help=text)
-    parser.add_argument("--mode", metavar="t2v|i2v", default=argparse.SUPPRESS, help="default t2v")
-    parser.add_argument("--keep", metavar="D", help="keep the clips in this folder")
-    _folder_options(parser, "state_dir")
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, bench in BENCHES.items():
+        command = names.add_parser(
+            name, help=bench.title, description=bench.title, allow_abbrev=False
+        )
+        for option in bench.options:
+            switch: dict[str, Any] = {"action": "store_true"}
+            valued: dict[str, Any] = {"type": option.kind, "metavar": option.kind.__name__.upper()}
+            command.add_argument(
+                option.flag,
+                dest=option.keyword,
+                default=argparse.SUPPRESS,
+                help=option.help,
+                **(switch if option.kind is bool else valued),
+            )
+        _folder_options(command, "state_dir")
+        _json_option(command)
 
 
 def _folder_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -285,7 +291,3 @@ def _lora(text: str) -> dict[str, Any]:
             raise UserError("lora", text, "FILE or FILE:STRENGTH, the strength a number") from None
         return {"path": text}
     return {"path": path, "strength": strength} if path else {"path": text}
-
-
-def _listed(rows: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {text}" for name, text in rows.items())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import logging.handlers
@@ -33,6 +32,7 @@ from kandinsky5.arguments import (
     default_state_dir,
     request_of,
 )
+from kandinsky5.benches import BENCHES
 from kandinsky5.errors import CheckpointError, K1Error, Stopped
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.progress import ProgressLine
@@ -43,22 +43,6 @@ log = logging.getLogger(__name__)
 LOG_NAME = "k1.log"
 LOG_BYTES = 2_000_000
 LOG_BACKUPS = 3
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A benchmark: what it shows, and where its function is (``module:name``; it returns a dictionary)."""
-
-    title: str
-    target: str
-
-
-BENCHES = {
-    "demo-adherence": Bench(
-        "how often the built-in model paints the colour, direction and shape asked for",
-        "kandinsky5.demo.bench:demo_adherence",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -99,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(typed: Sequence[str]) -> argparse.Namespace:
     if typed[0] in NOT_YET and not {"-h", "--help"} & set(typed):
         raise UsageError(f"{typed[0]}: not yet in this version; README.md says what works")
-    benches = {name: bench.title for name, bench in BENCHES.items()}
-    arguments = build_parser(benches).parse_args(typed)
+    arguments = build_parser().parse_args(typed)
     if arguments.version:
         arguments.command = "version"
     return arguments
@@ -232,11 +215,10 @@ def _doctor(arguments: argparse.Namespace) -> Reply:
 
 
 def _bench(arguments: argparse.Namespace) -> Reply:
-    module, _, name = BENCHES[arguments.name].target.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    given = ("pairs", "seed", "steps", "mode")
-    options = {key: getattr(arguments, key) for key in given if hasattr(arguments, key)}
-    document = function(**options, out_dir=arguments.keep)
+    bench = BENCHES[arguments.name]
+    keywords = [option.keyword for option in bench.options]
+    given = {key: getattr(arguments, key) for key in keywords if hasattr(arguments, key)}
+    document = bench.run(given)
     return Reply(
         document, "\n".join(f"{key:18} {_shown(value)}" for key, value in document.items())
     )

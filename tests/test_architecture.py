@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "diffusers", "triton", "bitsandbytes", "accele
 
 LEAVES = {"kandinsky5.errors", "kandinsky5.events", "kandinsky5.presets", "kandinsky5.templates"}
 VERSION = "kandinsky5.__version__"
-SPOKEN = {*LEAVES, "kandinsky5.request", VERSION}
+SPOKEN = {*LEAVES, "kandinsky5.request", "kandinsky5.circumstances", VERSION}
 """What every part of the program may speak."""
 
 ARROWS: dict[str, set[str]] = {
@@ -35,7 +35,9 @@ ARROWS: dict[str, set[str]] = {
     "kandinsky5.machine": set(),
     "kandinsky5.request": {"kandinsky5.errors", "kandinsky5.presets"},
     "kandinsky5.progress": {"kandinsky5.events"},
-    "kandinsky5.arguments": {"kandinsky5.errors", "kandinsky5.request"},
+    "kandinsky5.benches": {"kandinsky5.errors"},
+    "kandinsky5.circumstances": set(),
+    "kandinsky5.arguments": {"kandinsky5.errors", "kandinsky5.request", "kandinsky5.benches"},
     "kandinsky5.doctor": {
         "kandinsky5.errors",
         "kandinsky5.presets",

@@ -7,13 +7,8 @@ file: judged is what a person would see.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import logging
-import os
-import platform
 import random
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,6 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw
 
+from kandinsky5.circumstances import circumstances
 from kandinsky5.demo.adherence import (
     Observation,
     SceneWords,
@@ -89,7 +85,7 @@ def demo_adherence(
     seed: int = 20_000,
     mode: str = "t2v",
     steps: int | None = None,
-    out_dir: Path | None = None,
+    keep: str | Path | None = None,
     pipeline: ClipMaker | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
@@ -100,7 +96,7 @@ def demo_adherence(
         seed: of the questions; clip ``i`` has the noise seed ``seed + i``.
         mode: "t2v", or "i2v" with the scene's first frame as the given image.
         steps: of the schedule; None for the preset's.
-        out_dir: folder that keeps the mp4s and a contact sheet; None keeps nothing.
+        keep: folder that keeps the mp4s and a contact sheet; None keeps nothing.
         pipeline: makes the clips; None for a new :class:`~kandinsky5.pipeline.pipeline.Pipeline`.
         overrides: further fields of :class:`~kandinsky5.request.GenerationRequest`.
 
@@ -123,7 +119,7 @@ def demo_adherence(
 
         pipeline = Pipeline()
     with tempfile.TemporaryDirectory(prefix="k1-adherence-") as scratch:
-        folder = Path(scratch) if out_dir is None else Path(out_dir)
+        folder = Path(scratch) if keep is None else Path(keep)
         folder.mkdir(parents=True, exist_ok=True)
         clips = []
         for index, pair in enumerate(planned_pairs(pairs, seed)):
@@ -131,9 +127,9 @@ def demo_adherence(
             clip = _make(pipeline, pair, fields, folder / f"{index:03d}.mp4", Path(scratch))
             log.info("%d of %d: %s -> %s", index + 1, pairs, pair.prompt, clip.verdict)
             clips.append(clip)
-        if out_dir is not None:
+        if keep is not None:
             contact_sheet(clips).save(folder / "contact.png")
-    return {"benchmark": "demo-adherence", "mode": mode, **summary(clips), **_circumstances()}
+    return {"benchmark": "demo-adherence", "mode": mode, **summary(clips), **circumstances()}
 
 
 def planned_pairs(count: int, seed: int) -> list[Pair]:
@@ -270,31 +266,3 @@ def _failure(index: int, clip: Clip) -> dict[str, Any]:
         "expected": dataclasses.asdict(clip.expected),
         "observed": dataclasses.asdict(clip.observed),
     }
-
-
-def _circumstances() -> dict[str, Any]:
-    """Where and with what these numbers were made."""
-    torch = sys.modules.get(
-        "torch"
-    )  # there when the real pipeline ran; not worth loading for its own sake
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "imageio-ffmpeg"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpu": gpu},
-        "versions": versions,
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -57,7 +57,7 @@ def write_mp4(path: Path, clip: np.ndarray) -> None:
 
 def test_a_painter_that_obeys_gets_full_marks(tmp_path: Path) -> None:
     painter = Painter(8)
-    report = demo_adherence(pairs=8, seed=SEED, pipeline=painter, out_dir=tmp_path, steps=3)
+    report = demo_adherence(pairs=8, seed=SEED, pipeline=painter, keep=tmp_path, steps=3)
     rates = [report[key] for key in ("colour", "direction", "shape", "background", "all_right")]
     assert rates == [1.0] * 5
     assert report["pairs"] == 8 and report["failures"] == []
@@ -72,7 +72,7 @@ def test_a_painter_that_obeys_gets_full_marks(tmp_path: Path) -> None:
 
 
 def test_keeps_the_clips_and_a_contact_sheet_when_asked(tmp_path: Path) -> None:
-    demo_adherence(pairs=5, seed=SEED, pipeline=Painter(5), out_dir=tmp_path / "new")
+    demo_adherence(pairs=5, seed=SEED, pipeline=Painter(5), keep=tmp_path / "new")
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert names == ["000.mp4", "001.mp4", "002.mp4", "003.mp4", "004.mp4", "contact.png"]
     with Image.open(tmp_path / "new" / "contact.png") as sheet:
