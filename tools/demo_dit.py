@@ -42,6 +42,8 @@ DIT_CONFIG = DiTConfig(
     axes_dims=(16, 24, 24),
 )
 DIT = Stage("dit", steps=11000, batch=16, learning_rate=1e-3, warmup=200)
+DIT_CONTINUED = Stage("dit-continued", steps=6000, batch=16, learning_rate=7e-4, warmup=200)
+"""From weights that are there already (``--start``)."""
 TIME_SHIFT = 8.0
 """Shift of the training times. A clip is so redundant that at t = 0.9 its way can already be seen: what it
 shows and where it goes is decided, and must be learned, nearer to pure noise."""
@@ -184,9 +186,10 @@ class Batches:
 
 
 def train_dit(
-    dit: DiffusionTransformer3D, vae: VideoVAE, folder: Path, device: str, seed: int
+    stage: Stage, dit: DiffusionTransformer3D, vae: VideoVAE, folder: Path, seed: int
 ) -> tuple[DiffusionTransformer3D, float]:
     """Train (or go on training) and give back the averaged model and the VAE's scaling factor."""
+    device = next(dit.parameters()).device.type
     latents, clips, scale = encoded_clips(vae, folder, device, seed)
     conditionings = encoded_captions(folder, clips, device)
     from_picture = Batches(clips, conditionings)
@@ -195,17 +198,17 @@ def train_dit(
     generator = torch.Generator()
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = random.Random(f"{seed}/{DIT.name}/{step}")
+        rng = random.Random(f"{seed}/{stage.name}/{step}")
         generator.manual_seed(seed * 1_000_003 + step)
         frame_given = rng.random() < GIVEN_FRAME_SHARE
-        batch = (from_picture if frame_given else from_text).draw(rng, DIT.batch)
+        batch = (from_picture if frame_given else from_text).draw(rng, stage.batch)
         clean = torch.stack([latents[clip.of][clip.index] for clip, _ in batch])
         texts = [conditionings[caption] for _, caption in batch]
-        time = torch.rand(DIT.batch, generator=generator).to(device)
+        time = torch.rand(stage.batch, generator=generator).to(device)
         time = TIME_SHIFT * time / (1 + (TIME_SHIFT - 1) * time)
         return flow_loss(compiled, clean, texts, time, frame_given, generator)
 
-    run = Run(DIT, dit, folder, device)
+    run = Run(stage, dit, folder, device)
     run.train(loss_of)
     return run.averaged().eval(), scale
 

@@ -2,6 +2,7 @@
 
     python tools/train_demo.py --work DIR                    # train what is missing, then export
     python tools/train_demo.py --work DIR --export FOLDER    # elsewhere than kandinsky5/demo/model
+    python tools/train_demo.py --work DIR --start FOLDER     # train an exported model's transformer on
 
 Everything is drawn from --seed. Killed at any moment, the same command goes on from the last saved state.
 Uses a GPU when there is one; about two hours on two CPU cores.
@@ -24,13 +25,14 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo_dit import DIT_CONFIG, train_dit
+from demo_dit import DIT, DIT_CONFIG, DIT_CONTINUED, train_dit
 from demo_run import FRAMES, SIZE_PX
 from demo_text import build as build_text
 from demo_vae import VAE_CONFIG, psnr, trained_vae, video_tensor
 
 from kandinsky5.demo.scenes import describe, random_scene, render
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.loading import load_transformer, load_video_vae
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
 from kandinsky5.presets import DEMO_FOLDER
 
@@ -98,18 +100,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the saved states")
     parser.add_argument("--export", type=Path, default=DEMO_FOLDER, help="folder for the model")
+    parser.add_argument("--start", type=Path, help="exported model to go on from")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(args.seed)
-    vae = trained_vae(args.work, device, args.seed)
+    if args.start is None:
+        stage = DIT
+        vae = trained_vae(args.work, device, args.seed)
+        prepare_text(args.work, args.seed)
+        torch.manual_seed(args.seed)
+        dit = DiffusionTransformer3D(DIT_CONFIG).to(device)
+    else:
+        stage = DIT_CONTINUED
+        target = torch.device(device)
+        vae = load_video_vae(args.start / "vae", device=target, dtype=torch.float32)
+        for name in TEXT_FOLDERS:
+            shutil.copytree(args.start / name, args.work / name, dirs_exist_ok=True)
+        dit = load_transformer(args.start / "transformer", device=target, dtype=torch.float32)
+        dit.requires_grad_(True)
     check_vae(vae, device)
-    prepare_text(args.work, args.seed)
-    torch.manual_seed(args.seed)
-    dit = DiffusionTransformer3D(DIT_CONFIG).to(device)
-    dit, scale = train_dit(dit, vae, args.work, device, args.seed)
+    dit, scale = train_dit(stage, dit, vae, args.work, args.seed)
     export(args.export, args.work, dit, vae, scale)
 
 
