@@ -30,7 +30,7 @@ def documented() -> list[list[str]]:
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
-        build_parser({}).parse_args([command, "--help"])
+        build_parser().parse_args([command, "--help"])
     return capsys.readouterr().out
 
 
