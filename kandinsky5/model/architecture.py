@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kandinsky5.errors import CheckpointError
+from kandinsky5.model.attention import AttentionEngine, sdpa
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
 from kandinsky5.model.safetensors_file import shown
 
@@ -158,7 +159,11 @@ def settled_config(path: Path, shapes: Shapes, stated: Mapping[str, Any] | None)
 
 
 def empty_transformer(
-    path: Path, shapes: Shapes, stated: Mapping[str, Any] | None = None
+    path: Path,
+    shapes: Shapes,
+    stated: Mapping[str, Any] | None = None,
+    *,
+    attention: AttentionEngine = sdpa,
 ) -> DiffusionTransformer3D:
     """The transformer these tensors fill, on the meta device; every name and shape has been checked.
 
@@ -167,7 +172,7 @@ def empty_transformer(
     """
     config = settled_config(path, shapes, stated)
     with torch.device("meta"):
-        model = DiffusionTransformer3D(config)
+        model = DiffusionTransformer3D(config, attention=attention)
     check_tensors(path, shapes, model, "Kandinsky 5")
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -83,6 +84,24 @@ class Checkpoint:
         """The tensor in its own dtype, in fresh CPU memory. Raises as :meth:`SafetensorsFile.read`."""
         file, name_in_file = self._places[name]
         return file.read(name_in_file)
+
+    def read_into(self, name: str, target: memoryview, offset_bytes: int = 0) -> None:
+        """Fill bytes from within a tensor. Arguments and errors as :meth:`SafetensorsFile.read_into`."""
+        file, name_in_file = self._places[name]
+        file.read_into(name_in_file, target, offset_bytes)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was removed, replaced or written to since it was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
+    @property
+    def header_sha256(self) -> str:
+        """Of the header's JSON, in hex; with several files, of their hashes one after the other."""
+        if len(self.files) == 1:
+            return self.files[0].header_sha256
+        together = "".join(file.header_sha256 for file in self.files)
+        return hashlib.sha256(together.encode("ascii")).hexdigest()
 
     def read_config(self) -> dict[str, Any] | None:
         """The model's dimensions: the header metadata entry ``config``, else config.json beside the weights.
@@ -179,6 +198,15 @@ def _weights_in(folder: Path) -> Path:
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     hint = f"; {pickles[0]} is a pickle and can run code" if pickles else ""
     raise CheckpointError(folder, f"no {WEIGHTS_SUFFIX} model in this folder{hint}")
+
+
+def shards_of(index: Path) -> tuple[str, ...]:
+    """Names of the files in an index's own folder that hold its tensors.
+
+    Raises:
+        CheckpointError: it cannot be read, or names files elsewhere.
+    """
+    return tuple(sorted(set(_weight_map(index).values())))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,18 +8,27 @@ folder (transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2) 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kandinsky5.errors import CheckpointError, UserError
-from kandinsky5.model.checkpoint import WEIGHTS_SUFFIX, read_json, weights_of
+from kandinsky5.model.checkpoint import (
+    INDEX_SUFFIX,
+    WEIGHTS_SUFFIX,
+    read_json,
+    shards_of,
+    weights_of,
+)
 from kandinsky5.presets import DEMO_FOLDER, PRESETS, Preset
 
 LITE_CHECKPOINTS = Path(__file__).resolve().parents[2] / "lite_checkpoints"
 COMFYUI_FOLDERS = ("diffusion_models", "unet")
 """Where ComfyUI's ``models`` folder keeps transformers."""
+
+FileStamp = tuple[tuple[str, int, int, int], ...]
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 
@@ -33,6 +42,7 @@ class ModelFiles:
         vae: folder with config.json and weights.
         text_encoder, text_encoder_2: folders of Qwen2.5-VL and of CLIP.
         tokenizer, tokenizer_2: folders of their tokenizers; may be the encoders' own.
+        notices: what the user should know about them, one line each; nothing that keeps them from running.
     """
 
     transformer: Path
@@ -41,6 +51,7 @@ class ModelFiles:
     tokenizer: Path
     text_encoder_2: Path
     tokenizer_2: Path
+    notices: tuple[str, ...] = ()
 
 
 class ModelChoice(Protocol):
@@ -149,20 +160,43 @@ def locate_model(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> Mode
         UserError: ``dit`` or ``model_dir`` cannot be used.
         CheckpointError: a part is missing; names the path looked at and the command that fetches it.
     """
-    preset = PRESETS[request.preset]
     given = typed_transformer(request)
-    if request.model_dir is not None and request.model_dir.strip():
-        search = _Search(preset, [_typed_folder(request.model_dir)], [])
-    elif preset.is_builtin:
-        search = _Search(preset, [DEMO_FOLDER], [])
-    else:
-        roots = [*models_dirs, LITE_CHECKPOINTS, hub_cache()]
-        search = _Search(preset, _own_folders(roots, preset), roots)
+    search = _search_for(request, models_dirs)
     transformer = given or search.transformer()
     parts = {name: search.part(name) for name in _PARTS}
     if search.missing:
         raise search.complaint()
-    return ModelFiles(transformer=weights_of(transformer), **parts)
+    return ModelFiles(
+        transformer=weights_of(transformer),
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        tokenizer=parts["tokenizer"],
+        text_encoder_2=parts["text_encoder_2"],
+        tokenizer_2=parts["tokenizer_2"],
+    )
+
+
+def locate_vae(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> Path:
+    """The VAE's folder alone, found as :func:`locate_model` finds it; nothing else need be there.
+
+    Raises:
+        UserError, CheckpointError: as :func:`locate_model`.
+    """
+    search = _search_for(request, models_dirs)
+    folder = search.part("vae")
+    if search.missing:
+        raise search.complaint()
+    return folder
+
+
+def _search_for(request: ModelChoice, models_dirs: Sequence[Path]) -> _Search:
+    preset = PRESETS[request.preset]
+    if request.model_dir is not None and request.model_dir.strip():
+        return _Search(preset, [_typed_folder(request.model_dir)], [])
+    if preset.is_builtin:
+        return _Search(preset, [DEMO_FOLDER], [])
+    roots = [*models_dirs, LITE_CHECKPOINTS, hub_cache()]
+    return _Search(preset, _own_folders(roots, preset), roots)
 
 
 class _Search:
@@ -243,6 +277,40 @@ class _Search:
         except CheckpointError:
             return False
         return bool(found == wanted)
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Tells whether a part of a model on disk is still the same; goes into the key of a warm model.
+
+    Args:
+        path: of :class:`ModelFiles`: a file, an index of shards, or a folder.
+
+    Returns:
+        For every file of the part, sorted: (name, mtime in ns, bytes, inode). The part of a single file is
+        that file and the config.json beside it; of an index, its shards too; of a folder, all files in it.
+        Links count as what they lead to, and a file that is not there is left out.
+
+    Raises:
+        CheckpointError: nothing is there, or the index cannot be read.
+    """
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir())
+        folder = path
+    else:
+        folder = path.parent
+        shards = shards_of(path) if path.name.endswith(INDEX_SUFFIX) else ()
+        names = sorted({path.name, "config.json", *shards})
+    stamp = []
+    for name in names:
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(found.st_mode):
+            stamp.append((name, found.st_mtime_ns, found.st_size, found.st_ino))
+    if not path.exists():
+        raise CheckpointError(path, "no such file or folder")
+    return tuple(stamp)
 
 
 def hub_cache(environment: Mapping[str, str] | None = None) -> Path:

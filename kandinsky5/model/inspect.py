@@ -12,13 +12,15 @@ from typing import Any
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.architecture import empty_transformer, foreign_family
-from kandinsky5.model.checkpoint import MARKERS, Checkpoint
+from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.dit import DiTConfig
-from kandinsky5.model.safetensors_file import TensorInfo
+from kandinsky5.model.weights import (
+    is_beside_weights,
+    quantization_of,
+    stored_tensors,
+    weight_shapes,
+)
 from kandinsky5.presets import MODES, Preset
-
-OWN_INT8_FORMAT = "k1-int8"
-"""What ``format`` in the header metadata of this project's int8 files begins with."""
 
 DEMO_MODEL_DIM = 192
 _FAMILY = {
@@ -29,9 +31,6 @@ _FAMILY = {
 """(model_dim, ff_dim, time_dim, text blocks, visual blocks) of the published transformers."""
 
 _DTYPE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "I8": "int8"}
-_FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_SCALES = (".weight_scales", ".weight_scale", ".scale_weight", ".input_scale", ".scale_input")
-_QUANTISED_NAME = re.compile(r"\.weight_(int8|fp8)$")
 
 _LORA_FAMILIES = (
     ("kohya", re.compile(r"lora_unet_.+\.lora_(down|up)\.weight")),
@@ -104,33 +103,6 @@ def inspect_file(path: Path) -> FileReport:
         return FileReport(kind="unusable", problems=(str(error),))
 
 
-def quantization_of(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str:
-    """How the weights are stored; the names are those of :attr:`FileReport.quantization`."""
-    names = tensors.keys()
-    dtypes = {info.dtype for name, info in tensors.items() if name not in MARKERS}
-    if metadata.get("format", "").startswith(OWN_INT8_FORMAT):
-        return "int8"
-    for kind in ("int8", "fp8"):
-        if any(name.endswith(f".weight_{kind}") for name in names):
-            return f"{kind}-community"
-    if dtypes.intersection(_FLOAT8):
-        scaled = any(name in MARKERS or name.endswith(_SCALES) for name in names)
-        return "fp8-scaled" if scaled else "fp8-unscaled"
-    floats = dtypes & {"BF16", "F16", "F32", "F64"}
-    if not dtypes or floats != dtypes:
-        return "unknown"
-    return _DTYPE_NAMES[floats.pop()] if len(floats) == 1 else "mixed"
-
-
-def weight_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
-    """Name → shape as an unquantised checkpoint has them: scales left out, ``weight_int8`` as ``weight``."""
-    return {
-        _QUANTISED_NAME.sub(".weight", name): info.shape
-        for name, info in tensors.items()
-        if name not in MARKERS and not name.endswith(_SCALES)
-    }
-
-
 def check_fits(checkpoint: Checkpoint, config: DiTConfig, preset: Preset) -> str | None:
     """Whether a transformer can serve a preset.
 
@@ -168,7 +140,7 @@ def _report(checkpoint: Checkpoint) -> FileReport:
     base = FileReport(
         kind="other",
         quantization=quantization_of(tensors, checkpoint.metadata),
-        parameters=sum(tensors[n].elements for n in tensors if _is_weight(n)),
+        parameters=sum(tensors[n].elements for n in tensors if not is_beside_weights(n)),
         tensors=len(tensors),
         dtype_bytes=dict(dtype_bytes),
         files=len(checkpoint.files),
@@ -182,6 +154,7 @@ def _report(checkpoint: Checkpoint) -> FileReport:
             return dataclasses.replace(base, kind=kind, model=model)
     try:
         config = empty_transformer(checkpoint.path, shapes, checkpoint.read_config()).config
+        problems = _storage_problems(checkpoint)
     except CheckpointError as error:
         ours = foreign_family(shapes) is None and "visual_embeddings.in_layer.weight" in shapes
         kind = "dit" if ours else "other"
@@ -193,11 +166,17 @@ def _report(checkpoint: Checkpoint) -> FileReport:
         model=model,
         task_hint=_task_hint(checkpoint.path, config, model),
         config=dataclasses.asdict(config),
+        problems=problems,
     )
 
 
-def _is_weight(name: str) -> bool:
-    return name not in MARKERS and not name.endswith(_SCALES)
+def _storage_problems(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Why weights of the right names and shapes cannot be read all the same."""
+    try:
+        stored_tensors(checkpoint)
+    except CheckpointError as error:
+        return (error.reason,)
+    return ()
 
 
 def _model_name(config: DiTConfig, metadata: Mapping[str, str]) -> str:

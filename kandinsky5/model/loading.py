@@ -6,9 +6,9 @@ in its place before the next is read.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ import torch
 from torch import nn
 
 from kandinsky5.errors import CheckpointError
-from kandinsky5.model.architecture import check_tensors, empty_transformer
+from kandinsky5.model.architecture import check_tensors
+from kandinsky5.model.attention import AttentionEngine, sdpa
 from kandinsky5.model.checkpoint import Checkpoint, read_json
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
 from kandinsky5.model.files import ModelChoice, ModelFiles, locate_model, typed_transformer
-from kandinsky5.model.inspect import check_fits, quantization_of, weight_shapes
+from kandinsky5.model.inspect import check_fits
+from kandinsky5.model.reader import TransformerReader, checked_model, put_tensor
+from kandinsky5.model.recipes import copy_into
+from kandinsky5.model.safetensors_file import TORCH_DTYPES
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
+from kandinsky5.model.weights import FLOATS
 from kandinsky5.presets import PRESETS, Preset
 
 __all__ = [
@@ -35,15 +40,6 @@ __all__ = [
 
 VIDEO_VAE_CLASS = "AutoencoderKLHunyuanVideo"
 
-_TORCH_FLOATS = {
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-_KEPT_FLOAT32 = re.compile(r"(^|[._])(time_embeddings|modulation|norm)\.")
-"""Tensors that are computed with in float32 whatever the rest; rounding them costs quality."""
-
 
 def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> ModelFiles:
     """Where the parts of a request's model are, each checked as far as headers tell.
@@ -51,6 +47,9 @@ def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> 
     Args:
         request: a :class:`~kandinsky5.request.GenerationRequest`: its preset, dit and model_dir count.
         models_dirs: folders looked through before the places K1 knows.
+
+    Returns:
+        The parts; in ``notices`` what is unusual about them but keeps nothing from running.
 
     Raises:
         UserError: field ``dit`` or ``model_dir``: nothing there, or nothing that holds a model.
@@ -64,7 +63,7 @@ def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> 
     ):  # before anything else: a wrong file must not cost the fetching of the others
         check_transformer(given, preset)
     files = locate_model(request, models_dirs)
-    dit = check_transformer(files.transformer, preset)
+    dit, warning = _checked(files.transformer, preset)
     if preset.vae == "hunyuan":
         vae = check_video_vae(files.vae)
         _check_match(files.vae, "latent channels", vae.latent_channels, dit.out_visual_dim)
@@ -74,7 +73,7 @@ def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> 
     ):
         Checkpoint(folder).close()
         _check_match(folder, "text channels", _hidden_size(folder), dim)
-    return files
+    return dataclasses.replace(files, notices=(warning,)) if warning else files
 
 
 def check_transformer(path: Path, preset: Preset | None = None) -> DiTConfig:
@@ -87,38 +86,35 @@ def check_transformer(path: Path, preset: Preset | None = None) -> DiTConfig:
     Raises:
         CheckpointError: it cannot be loaded, or is made for pictures where video is wanted or the reverse.
     """
-    with Checkpoint(path) as checkpoint:
-        config = _transformer_for(checkpoint).config
-        if preset is not None:
-            check_fits(checkpoint, config, preset)
-        return config
+    return _checked(path, preset)[0]
 
 
 def load_transformer(
-    path: Path, *, device: torch.device, dtype: torch.dtype | None = None
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    weights: str = "auto",
+    attention: AttentionEngine = sdpa,
 ) -> DiffusionTransformer3D:
     """A transformer with its weights, ready for inference.
 
     Args:
-        path: a .safetensors file, an index of shards, or a folder with either.
+        path: a .safetensors file, an index of shards, or a folder with either, in any format K1 reads.
         device: where the weights go.
-        dtype: of the weights; None takes the one most of the file's weights have. Where the file has
-            modulation, time embedding and norms in float32, they stay so.
+        dtype: of weights that are not quantised; None takes the one most of the file's floats have. Where
+            the file has modulation, time embedding and norms in float32, they stay so.
+        weights: format of the layers that may be quantised; see :class:`TransformerReader`.
+        attention: the model's engine.
 
     Raises:
-        CheckpointError: see :class:`Checkpoint` and :func:`check_transformer`; or the file became shorter
-            while it was read.
+        UserError: no such ``weights``.
+        CheckpointError: see :class:`Checkpoint` and :func:`check_transformer`; or the file became shorter,
+            or was changed, replaced or removed while it was read.
     """
-    with Checkpoint(path) as checkpoint:
-        model = _transformer_for(checkpoint)
-        compute = dtype or _usual_dtype(checkpoint)
-
-        def dtype_of(name: str) -> torch.dtype:
-            in_float32 = checkpoint.tensors[name].dtype in ("F32", "F64")
-            return torch.float32 if in_float32 and _KEPT_FLOAT32.search(name) else compute
-
-        _fill(model, checkpoint, device, dtype_of)
-    return model.eval()
+    with TransformerReader(path, weights=weights, dtype=dtype, attention=attention) as reader:
+        _fill(reader.model, reader.names_read_together(), reader.read_into, device)
+        return reader.model
 
 
 def check_video_vae(folder: Path) -> VideoVAEConfig:
@@ -145,25 +141,23 @@ def load_video_vae(
         CheckpointError: see :func:`check_video_vae`; or the file became shorter while it was read.
     """
     with Checkpoint(folder) as checkpoint:
-        model = _vae_for(folder, checkpoint)
-        compute = dtype or _usual_dtype(checkpoint)
-        _fill(model, checkpoint, device, lambda name: compute)
+        model = _vae_for(folder, checkpoint).to(dtype or _usual_dtype(checkpoint))
+
+        def read_into(targets: Mapping[str, torch.Tensor]) -> None:
+            for name, target in targets.items():
+                copy_into(checkpoint, name, target)
+
+        one_by_one = ((name,) for name in checkpoint.names_in_file_order())
+        _fill(model, one_by_one, read_into, device)
+        checkpoint.check_unchanged()
     return model.eval()
 
 
-def _transformer_for(checkpoint: Checkpoint) -> DiffusionTransformer3D:
-    """The checked transformer on the meta device."""
-    shapes = weight_shapes(checkpoint.tensors)
-    model = empty_transformer(checkpoint.path, shapes, checkpoint.read_config())
-    stored_as = quantization_of(checkpoint.tensors, checkpoint.metadata)
-    for family in ("int8", "fp8"):
-        if stored_as.startswith(family):
-            raise CheckpointError(
-                checkpoint.path,
-                f"{family} checkpoints are not supported yet ({stored_as}); use the bf16 file",
-            )
-    _refuse_other_dtypes(checkpoint)
-    return model
+def _checked(path: Path, preset: Preset | None) -> tuple[DiTConfig, str | None]:
+    """Dimensions of a transformer that can be loaded, and what the user should know about it."""
+    with Checkpoint(path) as checkpoint:
+        config = checked_model(checkpoint)[0].config
+        return config, None if preset is None else check_fits(checkpoint, config, preset)
 
 
 def _vae_for(folder: Path, checkpoint: Checkpoint) -> VideoVAE:
@@ -223,7 +217,7 @@ def _hidden_size(folder: Path) -> int | None:
 
 def _refuse_other_dtypes(checkpoint: Checkpoint) -> None:
     for name, info in checkpoint.tensors.items():
-        if info.dtype not in _TORCH_FLOATS:
+        if info.dtype not in FLOATS:
             raise CheckpointError(
                 checkpoint.path,
                 f"{name} has dtype {info.dtype}; weights in bf16, fp16 or fp32 are needed",
@@ -231,24 +225,31 @@ def _refuse_other_dtypes(checkpoint: Checkpoint) -> None:
 
 
 def _usual_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The dtype of most weights, those that stay float32 anyway not counted; float64 counts as float32."""
+    """The dtype of most weights; float64 counts as float32."""
     elements: Counter[torch.dtype] = Counter()
-    for name, info in checkpoint.tensors.items():
-        if not _KEPT_FLOAT32.search(name):
-            elements[_TORCH_FLOATS[info.dtype]] += info.elements
+    for info in checkpoint.tensors.values():
+        elements[TORCH_DTYPES[info.dtype]] += info.elements
     usual = elements.most_common(1)[0][0]
     return torch.float32 if usual == torch.float64 else usual
 
 
 def _fill(
     model: nn.Module,
-    checkpoint: Checkpoint,
+    groups: Iterable[tuple[str, ...]],
+    read_into: Callable[[Mapping[str, torch.Tensor]], None],
     device: torch.device,
-    dtype_of: Callable[[str], torch.dtype],
 ) -> None:
-    """Put every tensor of the checkpoint in its place, in the order in which they lie on the disk."""
-    for name in checkpoint.names_in_file_order():
-        tensor = checkpoint.read(name).to(device=device, dtype=dtype_of(name))
-        module, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(tensor, requires_grad=False)
-        setattr(model.get_submodule(module), leaf, parameter)
+    """Give a model on the meta device its weights, a few tensors at a time, none of them twice.
+
+    Args:
+        model: its tensors have the dtypes and shapes they will have.
+        groups: names of tensors that are read together.
+        read_into: fills tensors in main memory, given by name.
+        device: where they go then.
+    """
+    expected = model.state_dict()
+    for names in groups:
+        targets = {name: torch.empty_like(expected[name], device="cpu") for name in names}
+        read_into(targets)
+        for name in names:
+            put_tensor(model, name, targets.pop(name).to(device))

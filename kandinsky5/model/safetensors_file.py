@@ -7,6 +7,7 @@ instead of killing the process. Format: https://github.com/huggingface/safetenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,35 +20,16 @@ from typing import Any
 import torch
 
 from kandinsky5.errors import CheckpointError
+from kandinsky5.model.file_kinds import PICKLE_REASON, PICKLE_SUFFIXES, kind_of
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63 - 1
 MAX_DIMENSIONS = 8
-PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"})
-PICKLE_REASON = "a pickle can run code; use .safetensors"
 
 _LENGTH_BYTES = 8
 _SNIFFED_BYTES = 512
 _READ_BYTES = 1 << 30
 _METADATA_KEY = "__metadata__"
-
-_IMAGE = "an image, not a checkpoint"
-_ARCHIVE = "a compressed archive: unpack it and give the .safetensors inside"
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "a Git-LFS pointer, not the file itself: run git lfs pull, or download it again",
-    ),
-    (b"GGUF", "a GGUF file; K1 reads .safetensors: get the model in that format"),
-    (b"PK\x03\x04", f"a zip archive, as pickled checkpoints are: {PICKLE_REASON}"),
-    (b"\x89PNG\r\n\x1a\n", _IMAGE),
-    (b"\xff\xd8\xff", _IMAGE),
-    (b"GIF8", _IMAGE),
-    (b"RIFF", "an image, sound or video, not a checkpoint"),
-    (b"\x1f\x8b", _ARCHIVE),
-    (b"7z\xbc\xaf\x27\x1c", _ARCHIVE),
-    (b"Rar!", _ARCHIVE),
-)
 
 _BITS = {
     "F4": 4,
@@ -59,7 +41,7 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-_TORCH_DTYPES = {
+TORCH_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -73,6 +55,7 @@ _TORCH_DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
+"""The format's name of a dtype → torch's; those that torch lacks are left out."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +93,8 @@ class SafetensorsFile:
         tensors: name → :class:`TensorInfo`, in the order of the header.
         metadata: the header's free text entries.
         size_bytes: of the file.
+        modified_ns: when it was last written to, as the system tells.
+        header_sha256: of the header's JSON, in hex; tells files apart by names, shapes and metadata.
 
     Raises:
         CheckpointError: missing, unreadable, another kind of file (named as what it is), cut short, or
@@ -120,10 +105,14 @@ class SafetensorsFile:
         self.path = path
         self._descriptor = _open_regular(path)
         try:
-            self.size_bytes = os.fstat(self._descriptor).st_size
+            opened = os.fstat(self._descriptor)
+            self._identity = _identity_of(opened)
+            self.size_bytes, self.modified_ns = opened.st_size, opened.st_mtime_ns
             header_bytes = self._header_length()
             self._data_start = _LENGTH_BYTES + header_bytes
-            header = self._parsed(self._pread(header_bytes, _LENGTH_BYTES))
+            text = self._pread(header_bytes, _LENGTH_BYTES)
+            self.header_sha256 = hashlib.sha256(text).hexdigest()
+            header = self._parsed(text)
             self.metadata = self._metadata(header.pop(_METADATA_KEY, {}))
             self.tensors = {name: self._tensor(name, entry) for name, entry in header.items()}
             self._check_layout()
@@ -139,15 +128,31 @@ class SafetensorsFile:
             CheckpointError: the file has become shorter or cannot be read, or torch lacks the dtype.
         """
         info = self.tensors[name]
-        if info.dtype not in _TORCH_DTYPES:
+        if info.dtype not in TORCH_DTYPES:
             raise CheckpointError(self.path, f"{shown(name)} has dtype {info.dtype}, not supported")
         raw = torch.empty(info.size_bytes, dtype=torch.uint8)
-        target = raw.numpy().data
-        done = 0
-        while done < info.size_bytes:
+        self.read_into(name, raw.numpy().data)
+        return raw.view(TORCH_DTYPES[info.dtype]).view(info.shape)
+
+    def read_into(self, name: str, target: memoryview, offset_bytes: int = 0) -> None:
+        """Fill ``target`` with bytes of a tensor, from ``offset_bytes`` into it on. Threads may share a file.
+
+        Args:
+            name: of the tensor.
+            target: writable bytes, contiguous; they must lie within the tensor.
+            offset_bytes: where in the tensor they begin.
+
+        Raises:
+            KeyError: no such tensor.
+            CheckpointError: the file has become shorter or cannot be read.
+        """
+        info = self.tensors[name]
+        assert offset_bytes >= 0 and offset_bytes + len(target) <= info.size_bytes
+        start, done = self._data_start + info.begin + offset_bytes, 0
+        while done < len(target):
             part = target[done : done + _READ_BYTES]
             try:
-                count = os.preadv(self._descriptor, [part], self._data_start + info.begin + done)
+                count = os.preadv(self._descriptor, [part], start + done)
             except OSError as error:
                 raise CheckpointError(self.path, f"cannot be read ({error.strerror})") from error
             if count == 0:
@@ -156,7 +161,25 @@ class SafetensorsFile:
                     f"became shorter while it was read ({shown(name)} is cut off): download it again",
                 )
             done += count
-        return raw.view(_TORCH_DTYPES[info.dtype]).view(info.shape)
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was read came from the very file that now has the name.
+
+        Raises:
+            CheckpointError: it was removed, replaced or written to since it was opened.
+        """
+        try:
+            now = _identity_of(os.stat(self.path))
+        except OSError as error:
+            raise CheckpointError(
+                self.path, f"vanished while it was read ({error.strerror})"
+            ) from error
+        if now == self._identity:
+            return
+        what = "was replaced by another file"
+        if now[:2] == self._identity[:2]:
+            what = "became shorter" if now[2] < self.size_bytes else "was changed"
+        raise CheckpointError(self.path, f"{what} while it was read: start again")
 
     def close(self) -> None:
         """Let go of the file; further reads fail."""
@@ -181,7 +204,7 @@ class SafetensorsFile:
         first = self._pread(_SNIFFED_BYTES, 0)
         length = int.from_bytes(first[:_LENGTH_BYTES], "little")
         opens_like_header = first[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
-        if not (opens_like_header and length <= MAX_HEADER_BYTES) and (kind := _kind_of(first)):
+        if not (opens_like_header and length <= MAX_HEADER_BYTES) and (kind := kind_of(first)):
             raise CheckpointError(self.path, kind)
         if self.path.suffix.lower() in PICKLE_SUFFIXES:
             raise CheckpointError(self.path, f"a {self.path.suffix} file: {PICKLE_REASON}")
@@ -271,21 +294,9 @@ def _open_regular(path: Path) -> int:
         raise CheckpointError(path, f"cannot be opened ({cause})") from error
 
 
-def _kind_of(first: bytes) -> str | None:
-    """What a file is whose first bytes are no safetensors header, or None when nothing is known of it."""
-    for magic, kind in _MAGIC:
-        if first.startswith(magic):
-            return kind
-    text = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return (
-            "a web page (HTML), not the file itself: log in where it is offered, download it again"
-        )
-    if text.startswith(b"{"):
-        return "a JSON text, not a .safetensors file"
-    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return PICKLE_REASON
-    return None
+def _identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What stays as long as a file is the same one with the same content: device, inode, size, time."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from kandinsky5.errors import UserError
 from kandinsky5.model.text_loading import (
@@ -25,6 +26,9 @@ from kandinsky5.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from kandinsky5.model.files import ModelFiles
+
+CLIP_MARKS = 2
+"""CLIP's tokens of start and end."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,17 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """How long a prompt is, and how much of it the model will read."""
+    """How long a prompt is, and how much of it the model will read.
+
+    Attributes:
+        tokens: of the prompt itself, without template and marks.
+        kept: how many of them are read.
+        cut: the end of the prompt that is not read; empty when all is.
+    """
 
     tokens: int
     kept: int
+    cut: str = ""
 
 
 class TextEncoders:
@@ -63,13 +74,21 @@ class TextEncoders:
         self._clip, self._clip_tokenizer = clip, clip_tokenizer
 
     @classmethod
-    def load(cls, files: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> TextEncoders:
+    def load(
+        cls,
+        files: ModelFiles,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        qwen: Any | None = None,
+    ) -> TextEncoders:
         """Read both encoders from local folders; nothing is downloaded.
 
         Args:
             files: folders of the encoders and of their tokenizers, which may be the same ones.
             device: where the weights go, straight from the files.
             dtype: of Qwen's weights. CLIP is small and stays float32, as published.
+            qwen: the language part where somebody else brings its weights; None reads it.
 
         Raises:
             CheckpointError: a folder or file is missing, broken or of another model.
@@ -78,9 +97,15 @@ class TextEncoders:
         clip_tokenizer = load_clip_tokenizer(files.tokenizer_2)
         clip = load_clip(files.text_encoder_2, device=device, dtype=torch.float32)
         check_vocabulary(clip_tokenizer, clip, files.tokenizer_2)
-        qwen = load_qwen(files.text_encoder, device=device, dtype=dtype)
+        if qwen is None:
+            qwen = load_qwen(files.text_encoder, device=device, dtype=dtype)
         check_vocabulary(qwen_tokenizer, qwen, files.tokenizer)
         return cls(qwen, qwen_tokenizer, clip, clip_tokenizer)
+
+    @property
+    def modules(self) -> tuple[nn.Module, nn.Module]:
+        """Both encoders, for who moves them."""
+        return self._qwen, self._clip
 
     @torch.inference_mode()
     def encode(
@@ -142,9 +167,31 @@ class TextEncoders:
         def length(text: str) -> int:
             return len(self._qwen_tokenizer(text)["input_ids"])
 
-        tokens = length(template.fill(_well_formed(prompt))) - length(template.fill(""))
-        before = length(template.text.split("{}")[0])
-        return TokenCount(tokens, min(tokens, template.crop_start + max_tokens - before))
+        prompt, before = _well_formed(prompt), template.text.split("{}")[0]
+        filled = template.fill(prompt)
+        limit = template.crop_start + max_tokens
+        offsets = self._qwen_tokenizer(filled, return_offsets_mapping=True)["offset_mapping"]
+        tokens = len(offsets) - length(template.fill(""))
+        cut = _not_read(prompt, offsets, limit, start=len(before))
+        return TokenCount(tokens, min(tokens, limit - length(before)), cut)
+
+    def clip_token_count(self, prompt: str, clip_tokens: int = 77) -> TokenCount:
+        """The same for CLIP, which reads ``clip_tokens`` with its marks of start and end."""
+        prompt = _well_formed(prompt)
+        offsets = self._clip_tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+        tokens = len(offsets) - CLIP_MARKS
+        # the mark of the end takes the last place of a prompt that is cut
+        cut = _not_read(prompt, offsets[:-1], clip_tokens - 1, start=0)
+        return TokenCount(tokens, min(tokens, clip_tokens - CLIP_MARKS), cut)
+
+
+def _not_read(prompt: str, offsets: list[tuple[int, int]], limit: int, *, start: int) -> str:
+    """The end of a prompt behind the first ``limit`` tokens; a letter read in part counts as not read.
+
+    Args:
+        offsets: (first, end) characters of each token in the text in which the prompt begins at ``start``.
+    """
+    return prompt[max(offsets[limit][0] - start, 0) :] if len(offsets) > limit else ""
 
 
 def _well_formed(prompt: str) -> str:

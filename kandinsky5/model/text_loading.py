@@ -7,7 +7,7 @@ trusts it, maps nothing into memory and holds one tensor at a time beside the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.checkpoint import Checkpoint, read_json
+from kandinsky5.model.reader import put_tensor
 from kandinsky5.model.safetensors_file import shown
 
 _QWEN_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
@@ -34,9 +35,8 @@ def load_qwen(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     Raises:
         CheckpointError: the folder is missing, broken or of another model.
     """
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
-
-    return _load_encoder(Qwen2_5_VLTextModel, folder, _QWEN_TYPES, device=device, dtype=dtype)
+    with EncoderReader.of_qwen(folder, dtype=dtype) as reader:
+        return reader.load(device)
 
 
 def load_clip(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -47,7 +47,8 @@ def load_clip(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """
     from transformers import CLIPTextModel
 
-    return _load_encoder(CLIPTextModel, folder, _CLIP_TYPES, device=device, dtype=dtype)
+    with EncoderReader(CLIPTextModel, folder, _CLIP_TYPES, dtype=dtype) as reader:
+        return reader.load(device)
 
 
 def load_qwen_tokenizer(folder: Path) -> Any:
@@ -103,28 +104,72 @@ def _load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
         return tokenizer_class.from_pretrained(str(folder), local_files_only=True)
 
 
-def _load_encoder(
-    model_class: Any,
-    folder: Path,
-    types: tuple[str, ...],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Any:
-    if not folder.is_dir():
-        raise CheckpointError(folder, "no such folder; it should hold a text encoder")
-    model = _without_weights(model_class, folder, types)
-    with Checkpoint(folder) as checkpoint:
-        places = {_OUTER_NAMES.sub("", name, count=1): name for name in checkpoint.tensors}
-        _check_weights(model, checkpoint, places)
-        wanted = {places[ours]: ours for ours in model.state_dict()}
-        for name in checkpoint.names_in_file_order():
-            if name in wanted:
-                tensor = checkpoint.read(name).to(device=device, dtype=dtype)
-                module, _, leaf = wanted[name].rpartition(".")
-                parameter = nn.Parameter(tensor, requires_grad=False)
-                setattr(model.get_submodule(module), leaf, parameter)
-    return model.to(device).eval()  # only its few buffers are still to move
+class EncoderReader:
+    """A checked encoder without its weights, and the weights in their file. Close it, or use ``with``.
+
+    Attributes:
+        model: parameters on the meta device, its few buffers as computed, on the CPU.
+
+    Raises:
+        CheckpointError: the folder is missing, broken or of another model.
+    """
+
+    def __init__(
+        self, model_class: Any, folder: Path, types: tuple[str, ...], *, dtype: torch.dtype
+    ) -> None:
+        if not folder.is_dir():
+            raise CheckpointError(folder, "no such folder; it should hold a text encoder")
+        model = _without_weights(model_class, folder, types)
+        self._checkpoint = Checkpoint(folder)
+        try:
+            names = {_OUTER_NAMES.sub("", n, count=1): n for n in self._checkpoint.tensors}
+            _check_weights(model, self._checkpoint, names)
+        except BaseException:
+            self.close()
+            raise
+        self._places = {ours: names[ours] for ours in model.state_dict()}
+        for ours in self._places:
+            put_tensor(model, ours, torch.empty_like(model.get_parameter(ours), dtype=dtype))
+        self.model = model.eval()
+
+    @classmethod
+    def of_qwen(cls, folder: Path, *, dtype: torch.dtype) -> EncoderReader:
+        """The language part of Qwen2.5-VL, as :func:`load_qwen` gives it."""
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+        return cls(Qwen2_5_VLTextModel, folder, _QWEN_TYPES, dtype=dtype)
+
+    def read_into(self, targets: Mapping[str, torch.Tensor]) -> None:
+        """Fill tensors of main memory; several threads may do so at once.
+
+        Args:
+            targets: name in ``model.state_dict()`` → tensor of that shape and any floating dtype.
+
+        Raises:
+            CheckpointError: the file cannot be read or has become shorter.
+        """
+        for name, target in targets.items():
+            target.copy_(self._checkpoint.read(self._places[name]))
+
+    def load(self, device: torch.device) -> Any:
+        """The model with all its weights on a device, one at a time from the file."""
+        ours = {stored: name for name, stored in self._places.items()}
+        for stored in self._checkpoint.names_in_file_order():
+            if name := ours.get(stored):
+                dtype = self.model.get_parameter(name).dtype
+                tensor = self._checkpoint.read(stored).to(device=device, dtype=dtype)
+                put_tensor(self.model, name, tensor)
+        return self.model.to(device)  # only its few buffers are still to move
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._checkpoint.close()
+
+    def __enter__(self) -> EncoderReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _without_weights(model_class: Any, folder: Path, types: tuple[str, ...]) -> Any:

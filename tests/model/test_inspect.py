@@ -83,7 +83,7 @@ def dit(config: DiTConfig, dtype: str = "BF16") -> dict[str, tuple[str, tuple[in
 
 
 def quantised(
-    weight: str, dtype: str, scale: str | None, scale_shape: tuple[int, ...] = ()
+    weight: str, dtype: str, scale: str | None, groups: int | None = None
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The custom model with its feed-forward weights under other names and dtypes."""
     tensors = {}
@@ -94,8 +94,15 @@ def quantised(
         layer = name.removesuffix(".weight")
         tensors[layer + weight] = (dtype, shape)
         if scale:
-            tensors[layer + scale] = ("F32", scale_shape)
+            tensors[layer + scale] = ("F32", () if groups is None else (shape[0], groups))
     return tensors
+
+
+OWN = {
+    "k1_format": "k1-int8",
+    "k1_version": "1",
+    "k1_scheme": json.dumps({"version": 1, "group": 1024, "rotate": True}),
+}
 
 
 @pytest.mark.parametrize(
@@ -149,8 +156,8 @@ def test_the_task_is_guessed_from_the_name(tmp_path, name, hint):
     [
         (dit(CUSTOM, "F16"), {}, "fp16"),
         (dit(CUSTOM, "F16") | dict(list(dit(CUSTOM, "F32").items())[:3]), {}, "mixed"),
-        (quantised(".weight", "I8", ".weight_scale", (96,)), {"format": "k1-int8"}, "int8"),
-        (quantised(".weight_int8", "I8", ".weight_scales", (96, 1)), {}, "int8-community"),
+        (quantised(".weight", "I8", ".weight_scales", 1), OWN, "int8"),
+        (quantised(".weight_int8", "I8", ".weight_scales", 1), {}, "int8-community"),
         (quantised(".weight_fp8", "F8_E4M3", ".weight_scale"), {}, "fp8-community"),
         (quantised(".weight", "F8_E4M3", ".weight_scale"), {}, "fp8-scaled"),
         (quantised(".weight", "F8_E4M3", ".scale_weight"), {}, "fp8-scaled"),
@@ -218,6 +225,20 @@ def test_an_incomplete_transformer_is_one_with_a_problem(tmp_path):
     report = inspect_file(write(tmp_path / "file.safetensors", tensors))
     assert report.kind == "dit"
     assert "'out_layer.out_layer.bias'" in report.problems[0]
+
+
+def test_weights_whose_scales_do_not_fit_are_a_problem(tmp_path):
+    tensors = quantised(".weight_int8", "I8", ".weight_scales", 2)
+    report = inspect_file(write(tmp_path / "file.safetensors", tensors))
+    assert (report.kind, report.quantization) == ("dit", "int8-community")
+    assert "scales do not fit" in report.problems[0]
+
+
+def test_an_int8_file_of_a_newer_program_is_recognised_and_a_problem(tmp_path):
+    tensors = quantised(".weight", "I8", ".weight_scales", 1)
+    report = inspect_file(write(tmp_path / "file.safetensors", tensors, OWN | {"k1_version": "2"}))
+    assert (report.kind, report.quantization) == ("dit", "int8")
+    assert "version '2'" in report.problems[0] and "update K1" in report.problems[0]
 
 
 @pytest.mark.parametrize(

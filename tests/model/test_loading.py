@@ -6,14 +6,12 @@ import dataclasses
 import json
 import os
 import struct
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tiny_transformer import CONFIG, LiveBytes, weights
 
 from kandinsky5.errors import CheckpointError, UserError
 from kandinsky5.model.checkpoint import Checkpoint
@@ -29,32 +27,16 @@ from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest
 
 CPU = torch.device("cpu")
-CONFIG = DiTConfig(
-    in_text_dim=24,
-    in_text_dim2=12,
-    time_dim=32,
-    model_dim=64,
-    ff_dim=96,
-    num_text_blocks=1,
-    num_visual_blocks=2,
-    axes_dims=(8, 12, 12),
-)
 VAE_CONFIG = VideoVAEConfig(
     block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4
 )
 FORTY_GB = 40 * 10**9
 
 
-def transformer(config: DiTConfig = CONFIG) -> DiffusionTransformer3D:
-    torch.manual_seed(5)
-    model = DiffusionTransformer3D(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+def transformer() -> DiffusionTransformer3D:
+    model = DiffusionTransformer3D(CONFIG)
+    model.load_state_dict(weights())
     return model.requires_grad_(False)
-
-
-def weights(config: DiTConfig = CONFIG) -> dict[str, torch.Tensor]:
-    return dict(transformer(config).state_dict())
 
 
 def save_folder(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> Path:
@@ -80,35 +62,6 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "B
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(path, 8 + len(text) + end)
     return path
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors alive at once among those made while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and not leaf.is_meta:
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage.data_ptr(), storage.nbytes()
-        if size == 0 or key in self._seen:
-            return
-        self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
 
 
 def test_loaded_weights_equal_those_saved_and_compute_the_same(tmp_path):
@@ -240,26 +193,6 @@ def test_another_model_of_40_gb_is_refused_without_reading_tensors(tmp_path, mon
     assert "'blocks.0.self_attn.q.weight'" in caught.value.reason
 
 
-@pytest.mark.parametrize(
-    ("rename", "dtype", "family"),
-    [
-        (".weight_int8", torch.int8, "int8"),
-        (".weight_fp8", torch.float8_e4m3fn, "fp8"),
-        (".weight", torch.float8_e4m3fn, "fp8"),
-    ],
-)
-def test_quantised_weights_are_recognised_and_refused_for_now(tmp_path, rename, dtype, family):
-    tensors = {}
-    for name, tensor in weights().items():
-        if ".feed_forward." in name:
-            tensors[name.removesuffix(".weight") + rename] = tensor.to(dtype)
-        else:
-            tensors[name] = tensor
-    save_file(tensors, tmp_path / "dit.safetensors")
-    with pytest.raises(CheckpointError, match=f"{family} checkpoints are not supported yet"):
-        load_transformer(tmp_path / "dit.safetensors", device=CPU)
-
-
 def test_integer_weights_are_refused(tmp_path):
     tensors = weights() | {"out_layer.out_layer.bias": torch.zeros(64, dtype=torch.int32)}
     save_file(tensors, tmp_path / "dit.safetensors")
@@ -371,6 +304,17 @@ def test_a_transformer_that_is_not_there_is_an_error_of_the_field(model_dir):
     with pytest.raises(UserError) as caught:
         find_model_files(request(model_dir, dit="/nowhere/x.safetensors"))
     assert caught.value.field == "dit"
+
+
+def test_a_file_that_is_by_its_name_for_another_task_is_a_notice(model_dir, tmp_path):
+    named = tmp_path / "kandinsky5lite_i2v_5s.safetensors"
+    save_file(weights(), named)
+    files = find_model_files(request(model_dir, preset="lite-t2v-5s-sft", dit=str(named)))
+    assert files.transformer == named
+    (notice,) = files.notices
+    assert named.name in notice and "i2v" in notice and "lite-t2v-5s-sft" in notice
+    plain = find_model_files(request(model_dir, preset="lite-t2v-5s-sft"))
+    assert plain.notices == ()
 
 
 IMAGE = DiTConfig(
