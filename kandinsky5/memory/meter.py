@@ -1,7 +1,8 @@
-"""Peak memory of the process and the device over one job."""
+"""Peak memory of the process and the device over a stretch of work."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,6 +10,25 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK_RSS = "5"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Most memory in use.
+
+    Attributes:
+        vram_bytes: reserved on the device; 0 without a GPU.
+        rss_bytes: main memory resident; 0 where the system does not tell.
+    """
+
+    vram_bytes: int = 0
+    rss_bytes: int = 0
+
+    def max(self, other: Peaks | None) -> Peaks:
+        """The larger of each."""
+        if other is None:
+            return self
+        return Peaks(max(self.vram_bytes, other.vram_bytes), max(self.rss_bytes, other.rss_bytes))
 
 
 def start_measuring() -> None:
@@ -21,8 +41,13 @@ def start_measuring() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_rss_bytes() -> int:
-    """Most main memory resident since :func:`start_measuring`, 0 where the system does not tell."""
+def peaks() -> Peaks:
+    """Since :func:`start_measuring`."""
+    vram_bytes = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    return Peaks(vram_bytes, _peak_rss_bytes())
+
+
+def _peak_rss_bytes() -> int:
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -31,8 +56,3 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def peak_vram_bytes() -> int:
-    """Most device memory reserved since :func:`start_measuring`, 0 without a GPU."""
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0

@@ -1,49 +1,133 @@
-"""The one owner of device memory: models come and go through it and stay warm between jobs."""
+"""The one owner of device memory: a stage borrows a model, and gives it back whatever happens.
+
+Between stages models stay warm where their tenant says: on the device, in main memory, or nowhere. What they
+hold of main memory is kept within a budget, the least recently used going first.
+"""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
 
 from kandinsky5.errors import OutOfMemory
 
 Model = TypeVar("Model")
+ModelOut = TypeVar("ModelOut", covariant=True)
+
+
+class Tenant(Protocol[ModelOut]):
+    """A model that can be brought to the device and taken away again, any number of times."""
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory it holds now."""
+        ...
+
+    def enter(self) -> ModelOut:
+        """Have it ready to compute.
+
+        Raises:
+            OutOfMemory, torch.OutOfMemoryError: there is no room; nothing is left on the device.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Give back the device memory that it does not need to stay warm. Also after a failed enter."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
 
 
 class Residency:
-    """Keeps one loaded model for each role and gives it out again while its key stays the same."""
+    """Keeps one tenant for each role while its key stays the same.
 
-    def __init__(self) -> None:
-        self._held: dict[str, tuple[Hashable, object]] = {}
+    Args:
+        host_budget_bytes: main memory that idle models may hold; None sets no limit.
+    """
 
-    def get(self, role: str, key: Hashable, load: Callable[[], Model]) -> Model:
-        """The model of ``role``: the one held if its key is equal, else what ``load`` gives.
+    def __init__(self, host_budget_bytes: int | None = None) -> None:
+        self.host_budget_bytes = host_budget_bytes
+        self._held: dict[str, tuple[Hashable, Tenant[object]]] = {}
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory held by all tenants."""
+        return sum(tenant.host_bytes for _, tenant in self._held.values())
+
+    def tenant(self, role: str, key: Hashable, make: Callable[[], Tenant[Model]]) -> Tenant[Model]:
+        """The tenant of a role: the one held if its key is equal, else a new one; not brought to the device.
 
         Raises:
             OutOfMemory: there is no room for it; everything else held has been let go then.
         """
-        if role in self._held and self._held[role][0] == key:
-            return self._held[role][1]  # type: ignore[return-value]
-        self.release(role)
+        held = self._held.pop(role, None)
+        if held is not None and held[0] == key:
+            self._held[role] = held  # now the most recently used
+            return held[1]  # type: ignore[return-value]
+        if held is not None:
+            held[1].close()
+        del held
+        self._collect()
+        with self._all_let_go_when_out_of_memory(role):
+            tenant = make()
+        self._held[role] = (key, tenant)
+        return tenant
+
+    @contextmanager
+    def lease(self, role: str, key: Hashable, make: Callable[[], Tenant[Model]]) -> Iterator[Model]:
+        """The model of a role, ready to compute until the ``with`` block is left.
+
+        Raises:
+            OutOfMemory: there is no room for it; everything else held has been let go then.
+        """
+        with self.lease_of(role, self.tenant(role, key, make)) as model:
+            yield model
+
+    @contextmanager
+    def lease_of(self, role: str, tenant: Tenant[Model]) -> Iterator[Model]:
+        """As :meth:`lease`, of the tenant that :meth:`tenant` gave."""
         try:
-            model = load()
-        except MEMORY_ERRORS as error:
-            if not is_out_of_memory(error):
-                raise
-            self.release()
-            raise OutOfMemory(f"out of memory while loading the {role}") from error
-        self._held[role] = (key, model)
-        return model
+            with self._all_let_go_when_out_of_memory(role):
+                model = tenant.enter()
+            yield model
+        finally:
+            tenant.leave()
+            self._keep_within_budget()
+            self._collect()
 
     def release(self, role: str | None = None) -> None:
         """Let go of one role, or of all."""
-        if role is None:
-            self._held.clear()
-        else:
-            self._held.pop(role, None)
+        for name in [role] if role is not None else list(self._held):
+            if name in self._held:
+                self._held.pop(name)[1].close()
+        self._collect()
+
+    def _keep_within_budget(self) -> None:
+        while self.host_budget_bytes is not None and self.host_bytes > self.host_budget_bytes:
+            idlest = next((r for r, (_, t) in self._held.items() if t.host_bytes), None)
+            if idlest is None:
+                return
+            self._held.pop(idlest)[1].close()
+
+    @contextmanager
+    def _all_let_go_when_out_of_memory(self, role: str) -> Iterator[None]:
+        try:
+            yield
+        except (OutOfMemory, *MEMORY_ERRORS) as error:
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                raise
+            self.release()
+            if isinstance(error, OutOfMemory):
+                raise
+            raise OutOfMemory(f"out of memory while loading the {role}") from error
+
+    def _collect(self) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -11,32 +11,83 @@ from kandinsky5.errors import OutOfMemory
 from kandinsky5.memory.residency import Residency, is_out_of_memory
 
 
-def test_a_model_is_loaded_once_while_its_key_stays() -> None:
-    residency, loads = Residency(), []
+class Guest:
+    """A tenant that notes what is done with it."""
+
+    def __init__(self, nbytes: int = 0, error: BaseException | None = None) -> None:
+        self.host_bytes, self.error = nbytes, error
+        self.log: list[str] = []
+
+    def enter(self) -> str:
+        self.log.append("enter")
+        if self.error is not None:
+            raise self.error
+        return "model"
+
+    def leave(self) -> None:
+        self.log.append("leave")
+
+    def close(self) -> None:
+        self.log.append("close")
+        self.host_bytes = 0
+
+
+def visit(residency: Residency, role: str, guest: Guest, key: str = "a") -> None:
+    with residency.lease(role, key, lambda: guest) as model:
+        assert model == "model"
+
+
+def test_a_tenant_is_made_once_while_its_key_stays() -> None:
+    residency, guest, made = Residency(), Guest(), []
     for _ in range(3):
-        residency.get("VAE", "a", lambda: loads.append(1) or torch.nn.Linear(2, 2))
-    assert loads == [1]
+        with residency.lease("VAE", "a", lambda: made.append(1) or guest):
+            pass
+    assert made == [1]
+    assert guest.log == ["enter", "leave"] * 3
 
 
-def test_the_old_model_is_gone_before_the_new_one_is_loaded() -> None:
-    residency = Residency()
-    old = weakref.ref(residency.get("transformer", "a", lambda: torch.nn.Linear(2, 2)))
-    alive_while_loading = []
+def test_the_old_one_is_closed_before_the_new_one_is_made() -> None:
+    residency, old = Residency(), Guest()
+    visit(residency, "transformer", old)
+    gone = weakref.ref(old)
+    log = old.log
+    del old
+    seen = []
 
-    def load() -> torch.nn.Module:
-        alive_while_loading.append(old() is not None)
-        return torch.nn.Linear(3, 3)
+    def make() -> Guest:
+        seen.append((log[-1], gone() is None))
+        return Guest()
 
-    residency.get("transformer", "b", load)
-    assert alive_while_loading == [False]
+    residency.tenant("transformer", "b", make)
+    assert seen == [("close", True)]
+
+
+def test_it_leaves_the_device_when_the_stage_fails() -> None:
+    residency, guest = Residency(), Guest()
+    with pytest.raises(ValueError, match="stage"), residency.lease("VAE", "a", lambda: guest):
+        raise ValueError("stage")
+    assert guest.log == ["enter", "leave"]
 
 
 def test_roles_do_not_disturb_each_other() -> None:
-    residency = Residency()
-    vae = residency.get("VAE", "a", lambda: torch.nn.Linear(2, 2))
-    residency.get("transformer", "a", lambda: torch.nn.Linear(2, 2))
+    residency, vae = Residency(), Guest()
+    visit(residency, "VAE", vae)
+    visit(residency, "transformer", Guest())
     residency.release("transformer")
-    assert residency.get("VAE", "a", lambda: pytest.fail("loaded again")) is vae
+    assert residency.tenant("VAE", "a", lambda: pytest.fail("made again")) is vae
+
+
+def test_the_least_recently_used_goes_first_when_main_memory_is_short() -> None:
+    residency = Residency(host_budget_bytes=100)
+    text, vae, dit = Guest(60), Guest(30), Guest(50)
+    visit(residency, "text encoder", text)
+    visit(residency, "VAE", vae)
+    visit(residency, "text encoder", text)
+    visit(residency, "transformer", dit)
+    assert vae.log[-1] == "close"
+    assert text.log[-1] == "close"  # 60 + 50 is still too much
+    assert dit.log[-1] == "leave"
+    assert residency.host_bytes == 50
 
 
 @pytest.mark.parametrize(
@@ -45,25 +96,33 @@ def test_roles_do_not_disturb_each_other() -> None:
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        OutOfMemory("the slots do not fit"),
     ],
 )
-def test_running_out_while_loading_lets_everything_go_and_says_so(error) -> None:
-    residency = Residency()
-    held = weakref.ref(residency.get("VAE", "a", lambda: torch.nn.Linear(2, 2)))
+@pytest.mark.parametrize("where", ["make", "enter"])
+def test_running_out_while_loading_lets_everything_go_and_says_so(error, where: str) -> None:
+    residency, other = Residency(), Guest()
+    visit(residency, "VAE", other)
 
-    def load() -> torch.nn.Module:
-        raise error
+    def make() -> Guest:
+        if where == "make":
+            raise error
+        return Guest(error=error)
 
-    with pytest.raises(OutOfMemory, match="transformer"):
-        residency.get("transformer", "a", load)
-    assert held() is None
+    with (
+        pytest.raises(OutOfMemory, match=r"transformer|slots"),
+        residency.lease("transformer", "a", make),
+    ):
+        pytest.fail("there is no model")
+    assert other.log[-1] == "close"
+    assert residency.host_bytes == 0
 
 
 def test_other_errors_are_not_taken_for_want_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
-    with pytest.raises(RuntimeError, match="shapes"):
-        Residency().get("VAE", "a", _fail)
-
-
-def _fail() -> torch.nn.Module:
-    raise RuntimeError("shapes do not match")
+    residency = Residency()
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        residency.lease("VAE", "a", lambda: Guest(error=RuntimeError("shapes do not match"))),
+    ):
+        pytest.fail("there is no model")

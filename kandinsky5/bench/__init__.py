@@ -1,0 +1,1 @@
+"""Benchmarks that need both the model and the memory manager, which do not know each other."""

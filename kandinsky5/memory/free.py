@@ -1,0 +1,47 @@
+"""What is free on this machine, as a budget; the user's own figures come first."""
+
+from __future__ import annotations
+
+from kandinsky5.machine import gpu_facts, memory_bytes
+from kandinsky5.memory.budget import GB, Budget, in_gb
+from kandinsky5.request import GenerationRequest
+
+ASSUMED_RAM_BYTES = 16 * GB
+"""Where the system does not tell how much there is."""
+
+
+def budget_for(request: GenerationRequest) -> tuple[Budget, tuple[str, ...]]:
+    """What was asked for, and what is free where nothing was; with notes about that.
+
+    Raises:
+        UserError: a budget out of its range.
+    """
+    total_ram, free_ram = memory_bytes()
+    notes = []
+    ram_bytes = round(request.ram * GB) if request.ram else free_ram or ASSUMED_RAM_BYTES
+    if not request.ram:
+        notes.append(f"budget of RAM: the {in_gb(ram_bytes)} that are free; --ram sets another")
+    vram_bytes: int | None
+    total_vram = None
+    if request.vram:
+        vram_bytes = round(request.vram * GB)
+    else:
+        vram_bytes, total_vram = (None, None) if request.device == "cpu" else _card(request.device)
+        if vram_bytes is None:
+            notes.append("no GPU: computed on the CPU; --vram GB plans for a card")
+        else:
+            notes.append(
+                f"budget of VRAM: the {in_gb(vram_bytes)} that are free; --vram sets another"
+            )
+    return Budget(vram_bytes, ram_bytes, total_vram, total_ram), tuple(notes)
+
+
+def _card(device: str) -> tuple[int | None, int | None]:
+    """Free and total bytes of the card meant, or None twice where there is none."""
+    import torch  # seconds to import, and needed only where no budget is given
+
+    cards = gpu_facts(torch).cards
+    index = int(device.partition(":")[2] or 0)
+    return (
+        (cards[index].free_bytes, cards[index].total_bytes) if index < len(cards) else (None, None)
+    )

@@ -1,0 +1,88 @@
+"""What holds for every plan, whatever the job and the budgets."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kandinsky5.memory.budget import GB, Budget
+from kandinsky5.memory.demand import PlanRequest
+from kandinsky5.memory.plan import fits, lowered, make_plan
+from kandinsky5.presets import PRESETS
+from tests.memory.plans import job_of
+
+GIGABYTES = st.floats(3, 96, allow_nan=False)
+MEMORY = st.tuples(st.one_of(GIGABYTES, st.none()), GIGABYTES)
+STAGES = ("expand", "encode text", "encode image", "denoise", "decode")
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> PlanRequest:
+    """Any preset in any of its sizes, with what else matters for memory."""
+    preset = draw(st.sampled_from(sorted(PRESETS.values(), key=lambda row: row.name)))
+    return job_of(
+        preset.name,
+        size=draw(st.sampled_from(preset.sizes_px)),
+        seconds=draw(st.sampled_from((1, 5, 10, 20))) if preset.is_video else None,
+        guidance=draw(st.sampled_from((1.0, 5.0))),
+        steps=draw(st.sampled_from((1, 16, 50, 1000))),
+        expand=draw(st.booleans()),
+        weights=draw(st.sampled_from(("auto", "bf16", "int8", "fp8"))),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(jobs(), MEMORY)
+def test_a_plan_that_fits_is_within_its_budgets(
+    job: PlanRequest, memory: tuple[float | None, float]
+) -> None:
+    budget = Budget.of_gb(*memory)
+    if not fits(job, budget):
+        return
+    plan = make_plan(job, budget)
+    assert plan.fits
+    assert plan.peak_vram_bytes <= (budget.vram_bytes or 0)
+    assert plan.peak_ram_bytes <= budget.ram_bytes
+    blocks = job.models.transformer.visual_blocks
+    assert plan.denoise.resident_blocks + plan.denoise.streamed_blocks == blocks
+    assert (plan.denoise.slots >= 2) == (plan.denoise.streamed_blocks > 0)
+    assert plan == make_plan(job, budget)
+
+
+@settings(max_examples=200, deadline=None)
+@given(jobs(), GIGABYTES, GIGABYTES, st.floats(0, 48), st.floats(0, 48))
+def test_more_memory_is_never_slower(
+    job: PlanRequest, vram: float, ram: float, more_vram: float, more_ram: float
+) -> None:
+    small, large = Budget.of_gb(vram, ram), Budget.of_gb(vram + more_vram, ram + more_ram)
+    if not fits(job, small):
+        return
+    assert fits(job, large)
+    assert make_plan(job, large).seconds <= make_plan(job, small).seconds + 1e-3
+
+
+@settings(max_examples=10, deadline=None)
+@given(jobs(), st.floats(0.5, 3))
+def test_what_does_not_fit_has_problems_that_say_so(job: PlanRequest, vram: float) -> None:
+    budget = Budget(round(vram * GB), 3 * GB)
+    plan = make_plan(job, budget)
+    assert plan.fits == fits(job, budget)
+    assert bool(plan.problems) == (not plan.fits)
+
+
+@settings(max_examples=50, deadline=None)
+@given(jobs(), MEMORY, st.sampled_from(STAGES))
+def test_every_ladder_goes_down_and_ends(
+    job: PlanRequest, memory: tuple[float | None, float], stage: str
+) -> None:
+    budget = Budget.of_gb(*memory)
+    if not fits(job, budget):
+        return
+    plan = make_plan(job, budget)
+    for _ in range(40):
+        below = lowered(plan, stage)
+        if below is None:
+            return
+        assert below.peak_vram_bytes <= plan.peak_vram_bytes
+        plan = below
+    raise AssertionError("no end")
