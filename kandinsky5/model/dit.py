@@ -6,30 +6,30 @@ streamed, quantised or cached: linear layers come from a factory, attention from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from kandinsky5.model.attention import AttentionEngine, NablaParams, sdpa
+from kandinsky5.model.chunks import WHOLE, ActivationChunks
 from kandinsky5.model.layers import (
-    Attention,
+    CrossAttention,
     FeedForward,
     LinearFactory,
     Modulation,
     OutLayer,
+    SelfAttention,
     TextEmbeddings,
     TimeEmbeddings,
     VisualEmbeddings,
-    gated_sum,
-    modulated_norm,
-    rope_angles_1d,
-    rope_angles_3d,
 )
+from kandinsky5.model.rope import Rope, rope_angles_1d, rope_angles_3d, rope_of
 
-Rope = tuple[torch.Tensor, torch.Tensor]
+if TYPE_CHECKING:
+    from kandinsky5.model.text import Conditioning
 
 MAX_ROPE_POSITIONS = 128
 """Longest side of the token grid the checkpoints were made for, along every axis."""
@@ -79,54 +79,75 @@ class DiTConfig:
         return cls(**dimensions)
 
 
+@dataclass(frozen=True)
+class StepConditioning:
+    """All that one evaluation takes from the prompt and the time, and that x has no part in.
+
+    Attributes:
+        text: [L, model_dim] in the weights' dtype, after the text blocks.
+        visual: modulation of each visual block, float32 [1, 9·model_dim].
+        out: modulation of the output layer, float32 [1, 2·model_dim].
+    """
+
+    text: torch.Tensor
+    visual: tuple[torch.Tensor, ...]
+    out: torch.Tensor
+
+
 class TextBlock(nn.Module):
     """Modulated self-attention and feed-forward on the text alone."""
 
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.text_modulation = Modulation(config.time_dim, config.model_dim, 6)
-        self.self_attention = Attention(
+        self.self_attention = SelfAttention(
             config.model_dim, config.head_dim, engine=engine, linear=linear
         )
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(self, text: torch.Tensor, time_vector: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """text [..., L, D], time_vector float32 [..., 1, time_dim] → [..., L, D]."""
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.text_modulation(time_vector)
-        out = self.self_attention(modulated_norm(text, shift, scale), rope=rope)
-        text = gated_sum(text, out, gate)
-        out = self.feed_forward(modulated_norm(text, ff_shift, ff_scale))
-        return gated_sum(text, out, ff_gate)
+        """text [..., L, D], time_vector float32 [..., 1, time_dim] → [..., L, D].
+
+        The text is overwritten unless gradients are recorded.
+        """
+        vectors = self.text_modulation(time_vector).chunk(6, dim=-1)
+        text = self.self_attention(text, vectors[:3], rope)
+        return self.feed_forward(text, vectors[3:])
 
 
 class VisualBlock(nn.Module):
-    """Modulated self-attention, cross-attention to the text, and feed-forward."""
+    """Modulated self-attention, cross-attention to the text, and feed-forward.
+
+    Its modulation is not computed here but beforehand, by :meth:`DiffusionTransformer3D.prepare`.
+    """
 
     def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
         super().__init__()
         self.visual_modulation = Modulation(config.time_dim, config.model_dim, 9)
-        self.self_attention = Attention(
+        self.self_attention = SelfAttention(
             config.model_dim, config.head_dim, engine=engine, linear=linear
         )
-        self.cross_attention = Attention(
+        self.cross_attention = CrossAttention(
             config.model_dim, config.head_dim, engine=engine, linear=linear
         )
         self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
 
     def forward(
-        self, visual: torch.Tensor, text: torch.Tensor, time_vector: torch.Tensor, rope: Rope
+        self,
+        visual: torch.Tensor,
+        text: torch.Tensor,
+        modulation: torch.Tensor,
+        rope: Rope,
+        chunks: ActivationChunks = WHOLE,
     ) -> torch.Tensor:
-        """visual [..., S, D], text [..., L, D], time_vector float32 [..., 1, time_dim] → [..., S, D]."""
-        modulation = self.visual_modulation(time_vector)
-        shift, scale, gate = modulation[:3]
-        out = self.self_attention(modulated_norm(visual, shift, scale), rope=rope)
-        visual = gated_sum(visual, out, gate)
-        shift, scale, gate = modulation[3:6]
-        out = self.cross_attention(modulated_norm(visual, shift, scale), context=text)
-        visual = gated_sum(visual, out, gate)
-        shift, scale, gate = modulation[6:]
-        out = self.feed_forward(modulated_norm(visual, shift, scale))
-        return gated_sum(visual, out, gate)
+        """visual [..., S, D], text [..., L, D], modulation float32 [..., 1, 9·D] → [..., S, D].
+
+        ``visual`` is overwritten unless gradients are recorded.
+        """
+        vectors = modulation.chunk(9, dim=-1)
+        visual = self.self_attention(visual, vectors[:3], rope, chunks)
+        visual = self.cross_attention(visual, text, vectors[3:6], chunks)
+        return self.feed_forward(visual, vectors[6:], chunks)
 
 
 class DiffusionTransformer3D(nn.Module):
@@ -137,6 +158,9 @@ class DiffusionTransformer3D(nn.Module):
         attention: engine of every attention layer.
         linear: factory of the layers in attention and feed-forward; embeddings, modulation and the
             output layer are always ``nn.Linear``.
+
+    Attributes:
+        chunks: how much of a visual block is computed at once; may be set at any time.
     """
 
     def __init__(
@@ -162,6 +186,15 @@ class DiffusionTransformer3D(nn.Module):
         )
         self.out_layer = OutLayer(
             config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size
+        )
+
+        self.chunks = WHOLE
+
+    @property
+    def visual_modulations(self) -> nn.ModuleList:
+        """The visual blocks' modulations, in order: all that :meth:`prepare` needs of those blocks."""
+        return nn.ModuleList(
+            block.get_submodule("visual_modulation") for block in self.visual_transformer_blocks
         )
 
     def forward(
@@ -190,40 +223,99 @@ class DiffusionTransformer3D(nn.Module):
         Raises:
             ValueError: the grid is longer than 128 tokens on an axis.
         """
+        branches = self._conditioned([(text_embed, pooled_text_embed, time)])
+        return self.evaluate(x, branches, rope_scale=rope_scale, sparse=sparse)[0]
+
+    def prepare(
+        self,
+        conditionings: Sequence[Conditioning],
+        times: Sequence[float],
+        *,
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> list[list[StepConditioning]]:
+        """What a whole schedule takes from its prompts, so that those weights are not needed in the loop.
+
+        Every text block and every member of :attr:`visual_modulations` is called for all times and prompts
+        before the next one is, and for each of them by itself: the numbers are those of :meth:`forward`.
+
+        Args:
+            conditionings: the prompts, on the model's device.
+            times: in [0, 1].
+            keep: applied to each tensor that is kept, e.g. to have it wait in main memory.
+
+        Returns:
+            For each time, for each prompt: (9 · visual blocks + 2) · model_dim float32 numbers and the text.
+        """
+        rows = [(c.text, c.pooled, time) for time in times for c in conditionings]
+        prepared = self._conditioned(rows, keep)
+        count = len(conditionings)
+        return [prepared[i : i + count] for i in range(0, len(rows), count)]
+
+    def evaluate(
+        self,
+        x: torch.Tensor,
+        branches: Sequence[StepConditioning],
+        *,
+        rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        sparse: NablaParams | None = None,
+    ) -> list[torch.Tensor]:
+        """The velocity of x under each of several conditionings, all of them through a block before the next.
+
+        Args:
+            x: as :meth:`forward` takes it.
+            branches: at least one, on x's device.
+            rope_scale, sparse: as in :meth:`forward`.
+
+        Returns:
+            For each branch what :meth:`forward` gives, to the bit.
+
+        Raises:
+            ValueError: the grid is longer than 128 tokens on an axis.
+        """
         if sparse is not None:
             raise ValueError(
                 "NABLA attention is not available yet; use full attention (sparse=None)"
             )
-        time_vector = self._time_vector(time, pooled_text_embed, x.device)
-        text = self._text(text_embed, time_vector)
         visual = self.visual_embeddings(x)
         grid = visual.shape[-4:-1]
         if max(grid) > MAX_ROPE_POSITIONS:
             raise ValueError(
                 f"token grid {tuple(grid)} is longer than {MAX_ROPE_POSITIONS} on an axis"
             )
-        angles = rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device).flatten(0, 2)
-        rope = (torch.cos(angles), torch.sin(angles))
+        rope = rope_of(rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device))
 
         visual = visual.flatten(-4, -2)
-        for block in self.visual_transformer_blocks:
-            visual = block(visual, text, time_vector, rope)
-        return self.out_layer(visual, time_vector, grid)
+        streams = [visual, *(visual.clone() for _ in branches[1:])]
+        for index, block in enumerate(self.visual_transformer_blocks):
+            for i, branch in enumerate(branches):
+                streams[i] = block(streams[i], branch.text, branch.visual[index], rope, self.chunks)
+        return [
+            self.out_layer(stream, branch.out, grid, self.chunks)
+            for stream, branch in zip(streams, branches, strict=True)
+        ]
 
-    def _time_vector(
-        self, time: float | torch.Tensor, pooled: torch.Tensor, device: torch.device
-    ) -> torch.Tensor:
-        """float32 [..., 1, time_dim]: embedded time plus embedded pooled text."""
-        moment = torch.as_tensor(time, dtype=torch.float32, device=device)
-        return self.time_embeddings(moment) + self.pooled_text_embeddings(pooled).float().unsqueeze(
-            -2
-        )
-
-    def _text(self, text_embed: torch.Tensor, time_vector: torch.Tensor) -> torch.Tensor:
-        """Text after its own blocks, [..., L, model_dim]; it depends on the prompt and t, not on x."""
-        text = self.text_embeddings(text_embed)
-        angles = rope_angles_1d(text.shape[-2], self.config.head_dim, text.device)
-        rope = (torch.cos(angles), torch.sin(angles))
+    def _conditioned(
+        self,
+        rows: Sequence[tuple[torch.Tensor, torch.Tensor, float | torch.Tensor]],
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> list[StepConditioning]:
+        """For each (text, pooled text, time); block by block, row by row."""
+        vectors = [self._time_vector(time, pooled) for _, pooled, time in rows]
+        texts = [self.text_embeddings(text) for text, _, _ in rows]
         for block in self.text_transformer_blocks:
-            text = block(text, time_vector, rope)
-        return text
+            for i, text in enumerate(texts):
+                angles = rope_angles_1d(text.shape[-2], self.config.head_dim, text.device)
+                texts[i] = block(text, vectors[i], rope_of(angles))
+        texts = [keep(text) for text in texts]
+        visual = [[keep(layer(v)) for v in vectors] for layer in self.visual_modulations]
+        out = [keep(self.out_layer.modulation(vector)) for vector in vectors]
+        return [
+            StepConditioning(text, tuple(block[i] for block in visual), out[i])
+            for i, text in enumerate(texts)
+        ]
+
+    def _time_vector(self, time: float | torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """float32 [..., 1, time_dim]: embedded time plus embedded pooled text."""
+        moment = torch.as_tensor(time, dtype=torch.float32, device=pooled.device)
+        embedded = self.pooled_text_embeddings(pooled).float().unsqueeze(-2)
+        return self.time_embeddings(moment) + embedded

@@ -8,76 +8,27 @@ modulation, LayerNorm arithmetic, q/k norms and the rotary rotation.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from kandinsky5.model.attention import AttentionEngine
-
-MAX_PERIOD = 10_000.0
+from kandinsky5.model.chunks import WHOLE, ActivationChunks, joined, part_of, renewed, spans
+from kandinsky5.model.rope import Rope, frequencies, rotate
 
 LinearFactory = Callable[..., nn.Module]
-"""``factory(in_features, out_features, bias=True) -> Module``: how quantised layers come in."""
+"""``factory(in_features, out_features, bias=True) -> Module``: how quantised layers come in.
 
+A layer may also offer, for speed or memory, what :func:`after_norm`, :func:`together`, :func:`after_gelu` and
+:func:`rows_of` do otherwise: methods of these names."""
 
-def frequencies(count: int, device: torch.device | None = None) -> torch.Tensor:
-    """Geometric frequencies 1 … 1/10000 (exclusive), float32 [count]."""
-    steps = torch.arange(count, dtype=torch.float32, device=device)
-    return torch.exp(-math.log(MAX_PERIOD) * steps / count)
-
-
-def rope_angles_1d(length: int, head_dim: int, device: torch.device) -> torch.Tensor:
-    """Rotary angles of ``length`` consecutive text positions, float32 [length, head_dim/2]."""
-    positions = torch.arange(length, dtype=torch.float32, device=device)
-    return torch.outer(positions, frequencies(head_dim // 2, device))
-
-
-def rope_angles_3d(
-    grid: tuple[int, int, int],
-    axes_dims: Sequence[int],
-    rope_scale: Sequence[float],
-    device: torch.device,
-) -> torch.Tensor:
-    """Rotary angles of a (time, height, width) grid of tokens.
-
-    angle = position · frequency / rope_scale for each axis, the three parts side by side. They are
-    computed rather than kept as buffers, so that casting the model cannot round them.
-
-    Args:
-        grid: tokens along time, height, width; each at most 128.
-        axes_dims: how many of the head's channels belong to each axis; they add up to head_dim.
-        rope_scale: divisor of the angle per axis.
-
-    Returns:
-        float32 [time, height, width, head_dim/2].
-    """
-    per_axis = [
-        torch.outer(
-            torch.arange(size, dtype=torch.float32, device=device), frequencies(dim // 2, device)
-        )
-        / scale
-        for size, dim, scale in zip(grid, axes_dims, rope_scale, strict=True)
-    ]
-    time, height, width = grid
-    return torch.cat(
-        [
-            per_axis[0].view(time, 1, 1, -1).expand(time, height, width, -1),
-            per_axis[1].view(1, height, 1, -1).expand(time, height, width, -1),
-            per_axis[2].view(1, 1, width, -1).expand(time, height, width, -1),
-        ],
-        dim=-1,
-    )
-
-
-def rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotate (even, odd) channel pairs of x [..., tokens, heads, d] by angles [tokens, d/2], in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
-    rotated = torch.stack([cosine * even - sine * odd, sine * even + cosine * odd], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+Gated = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Shift, scale and gate of one part of a block, float32 [..., 1, D] each."""
 
 
 def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -87,8 +38,55 @@ def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) ->
 
 
 def gated_sum(x: torch.Tensor, out: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate·out in float32, given back in x's dtype."""
-    return (x.float() + gate * out.float()).to(x.dtype)
+    """x + gate·out, given back in x's dtype; float32 inside, as the gate is."""
+    return (x + gate * out).to(x.dtype)
+
+
+def after_norm(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, layers: Sequence[nn.Module]
+) -> tuple[torch.Tensor, ...]:
+    """Each layer's output for :func:`modulated_norm` of x."""
+    if (fused := _offer("after_norm", layers)) is not None:
+        return fused(x, shift, scale, layers)
+    return together(modulated_norm(x, shift, scale), layers)
+
+
+def together(x: torch.Tensor, layers: Sequence[nn.Module]) -> tuple[torch.Tensor, ...]:
+    """Each layer's output for the same x."""
+    if (fused := _offer("together", layers)) is not None:
+        return fused(x, layers)
+    return tuple(layer(x) for layer in layers)
+
+
+def after_gelu(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    """The layer's output for the exact GELU of x."""
+    fused = _offer("after_gelu", [layer])
+    return layer(F.gelu(x)) if fused is None else fused(x)
+
+
+def rows_of(layer: nn.Module, rows: slice) -> nn.Module:
+    """The layer cut down to some of its outputs, sharing its memory.
+
+    Without a method of its own the layer must hold tensors whose first axis runs over the outputs, and
+    nothing else.
+    """
+    if (own := _offer("rows_of", [layer])) is not None:
+        return own(rows)
+    part: Any = copy.copy(layer)
+    for tensors in ("_parameters", "_buffers"):
+        whole = getattr(layer, tensors)
+        cut = {name: t if t is None else part_of(t, rows, 0) for name, t in whole.items()}
+        setattr(part, tensors, cut)
+    part.out_features = rows.stop - rows.start
+    return part
+
+
+def _offer(name: str, layers: Sequence[nn.Module]) -> Callable[..., Any] | None:
+    """The first layer's method of this name, if all of them have one."""
+    if not all(hasattr(layer, name) for layer in layers):
+        return None
+    method: Callable[..., Any] = getattr(layers[0], name)
+    return method
 
 
 def linear_float32(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -155,23 +153,23 @@ class Modulation(nn.Module):
 
     def __init__(self, time_dim: int, model_dim: int, parts: int) -> None:
         super().__init__()
-        self.parts = parts
         self.out_layer = nn.Linear(time_dim, parts * model_dim)
         nn.init.zeros_(self.out_layer.weight)
         nn.init.zeros_(self.out_layer.bias)
 
-    def forward(self, time_vector: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """float32 [..., 1, time_dim] → ``parts`` tensors float32 [..., 1, model_dim]."""
-        return linear_float32(self.out_layer, F.silu(time_vector)).chunk(self.parts, dim=-1)
+    def forward(self, time_vector: torch.Tensor) -> torch.Tensor:
+        """float32 [..., 1, time_dim] → float32 [..., 1, parts·model_dim], the parts side by side."""
+        return linear_float32(self.out_layer, F.silu(time_vector))
 
 
 class Attention(nn.Module):
-    """Multi-head attention with RMS-normed queries and keys; cross-attention when given a context."""
+    """Projections of multi-head attention; queries and keys are RMS-normed per head."""
 
     def __init__(
         self, model_dim: int, head_dim: int, *, engine: AttentionEngine, linear: LinearFactory
     ) -> None:
         super().__init__()
+        self.heads = model_dim // head_dim
         self.head_dim = head_dim
         self.engine = engine
         self.to_query = linear(model_dim, model_dim)
@@ -181,37 +179,104 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(head_dim)
         self.out_layer = linear(model_dim, model_dim)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        context: torch.Tensor | None = None,
-        rope: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """x [..., S, D], context [..., L, D] or None for self-attention, rope (cos, sin) [S, d/2]."""
-        context = x if context is None else context
-        query = self._heads_normed(self.to_query(x), self.query_norm)
-        key = self._heads_normed(self.to_key(context), self.key_norm)
-        value = self.to_value(context).unflatten(-1, (-1, self.head_dim))
-        if rope is not None:
-            query, key = rotate(query, *rope), rotate(key, *rope)
-        return self.out_layer(self.engine(query, key, value).flatten(-2))
-
-    def _heads_normed(self, projected: torch.Tensor, norm: nn.RMSNorm) -> torch.Tensor:
+    def _in_heads(self, projected: torch.Tensor, norm: nn.RMSNorm | None = None) -> torch.Tensor:
+        """[..., n, heads·d] → [..., n, heads, d], normed in float32 where a norm is given."""
         heads = projected.unflatten(-1, (-1, self.head_dim))
+        if norm is None:
+            return heads
         normed = F.rms_norm(heads.float(), (self.head_dim,), norm.weight.float(), norm.eps)
         return normed.to(projected.dtype)
 
 
+class SelfAttention(Attention):
+    """x + gate · attention of the modulated x to itself."""
+
+    def forward(
+        self, x: torch.Tensor, vectors: Gated, rope: Rope, chunks: ActivationChunks = WHOLE
+    ) -> torch.Tensor:
+        """x [..., S, D] (see :func:`~kandinsky5.model.chunks.renewed`) → [..., S, D]."""
+        groups = (
+            (self._attended(x, vectors, rope, heads, chunks),)
+            for heads in spans(self.heads, chunks.heads)
+        )
+        (attended,) = joined(groups, self.heads, dim=-2)
+
+        def add(part: torch.Tensor, tokens: slice) -> torch.Tensor:
+            out = self.out_layer(part_of(attended, tokens, dim=-3).flatten(-2))
+            return gated_sum(part, out, vectors[2])
+
+        return renewed(x, chunks.tokens, add)
+
+    def _attended(
+        self,
+        x: torch.Tensor,
+        vectors: Gated,
+        rope: Rope,
+        heads: slice,
+        chunks: ActivationChunks,
+    ) -> torch.Tensor:
+        """[..., S, some heads, d]; their queries, keys and values live no longer than this call."""
+        shift, scale, _ = vectors
+        length = x.shape[-2]
+        layers: list[nn.Module] = [self.to_query, self.to_key, self.to_value]
+        if heads != slice(0, self.heads):
+            rows = slice(heads.start * self.head_dim, heads.stop * self.head_dim)
+            layers = [rows_of(layer, rows) for layer in layers]
+
+        def project(tokens: slice) -> tuple[torch.Tensor, ...]:
+            query, key, value = after_norm(part_of(x, tokens, dim=-2), shift, scale, layers)
+            cosine, sine = (part_of(table, tokens, dim=0) for table in rope)
+            query = rotate(self._in_heads(query, self.query_norm), cosine, sine)
+            key = rotate(self._in_heads(key, self.key_norm), cosine, sine)
+            return query, key, self._in_heads(value)
+
+        parts = (project(tokens) for tokens in spans(length, chunks.tokens))
+        query, key, value = joined(parts, length, dim=-3)
+        return self.engine(query, key, value)
+
+
+class CrossAttention(Attention):
+    """x + gate · attention of the modulated x to a context."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        vectors: Gated,
+        chunks: ActivationChunks = WHOLE,
+    ) -> torch.Tensor:
+        """x [..., S, D] (see :func:`~kandinsky5.model.chunks.renewed`), context [..., L, D] → [..., S, D]."""
+        shift, scale, gate = vectors
+        projected, value = together(context, [self.to_key, self.to_value])
+        key, value = self._in_heads(projected, self.key_norm), self._in_heads(value)
+
+        def add(part: torch.Tensor, tokens: slice) -> torch.Tensor:
+            (query,) = after_norm(part, shift, scale, [self.to_query])
+            out = self.engine(self._in_heads(query, self.query_norm), key, value)
+            return gated_sum(part, self.out_layer(out.flatten(-2)), gate)
+
+        return renewed(x, chunks.tokens, add)
+
+
 class FeedForward(nn.Module):
-    """Linear → exact GELU → Linear, without biases."""
+    """x + gate · (Linear → exact GELU → Linear, without biases) of the modulated x."""
 
     def __init__(self, model_dim: int, ff_dim: int, linear: LinearFactory) -> None:
         super().__init__()
         self.in_layer = linear(model_dim, ff_dim, bias=False)
         self.out_layer = linear(ff_dim, model_dim, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out_layer(F.gelu(self.in_layer(x)))
+    def forward(
+        self, x: torch.Tensor, vectors: Gated, chunks: ActivationChunks = WHOLE
+    ) -> torch.Tensor:
+        """x [..., S, D] (see :func:`~kandinsky5.model.chunks.renewed`) → [..., S, D]."""
+        shift, scale, gate = vectors
+
+        def add(part: torch.Tensor, tokens: slice) -> torch.Tensor:
+            (hidden,) = after_norm(part, shift, scale, [self.in_layer])
+            return gated_sum(part, after_gelu(hidden, self.out_layer), gate)
+
+        return renewed(x, chunks.tokens, add)
 
 
 class OutLayer(nn.Module):
@@ -226,11 +291,23 @@ class OutLayer(nn.Module):
         self.out_layer = nn.Linear(model_dim, math.prod(patch_size) * visual_dim)
 
     def forward(
-        self, x: torch.Tensor, time_vector: torch.Tensor, grid: tuple[int, int, int]
+        self,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        grid: tuple[int, int, int],
+        chunks: ActivationChunks = WHOLE,
     ) -> torch.Tensor:
-        """x [..., S, D] → [..., T, H, W, C_out]; the channel runs slowest inside a patch."""
-        shift, scale = self.modulation(time_vector)
-        patches = self.out_layer(modulated_norm(x, shift, scale))
+        """x [..., S, D], modulation float32 [..., 1, 2·D] → [..., T, H, W, C_out].
+
+        The channel runs slowest inside a patch.
+        """
+        shift, scale = modulation.chunk(2, dim=-1)
+        length = x.shape[-2]
+        parts = (
+            (self.out_layer(modulated_norm(part_of(x, tokens, dim=-2), shift, scale)),)
+            for tokens in spans(length, chunks.tokens)
+        )
+        (patches,) = joined(parts, length, dim=-2)
         patches = patches.unflatten(-2, grid).unflatten(-1, (-1, *self.patch_size))
         first = patches.dim() - 7
         order = (first, first + 4, first + 1, first + 5, first + 2, first + 6, first + 3)

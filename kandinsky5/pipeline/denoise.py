@@ -5,15 +5,15 @@ Latents here are [T, H, W, C] float32 on the device; t runs from 1 (noise) to 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 import torch
 
-from kandinsky5.errors import Stopped
-from kandinsky5.model.dit import DiTConfig
+from kandinsky5.errors import NotFinite, Stopped
+from kandinsky5.model.dit import DiTConfig, StepConditioning
 from kandinsky5.model.text import Conditioning
 
 NORMALISED_FRAMES = 4
@@ -28,15 +28,44 @@ class Transformer(Protocol):
 
     config: DiTConfig
 
-    def __call__(
+    def prepare(
+        self, conditionings: Sequence[Conditioning], times: Sequence[float]
+    ) -> Sequence[Sequence[StepConditioning]]: ...
+
+    def evaluate(
         self,
         x: torch.Tensor,
-        text_embed: torch.Tensor,
-        pooled_text_embed: torch.Tensor,
-        time: float | torch.Tensor,
+        branches: Sequence[StepConditioning],
         *,
         rope_scale: tuple[float, float, float],
-    ) -> torch.Tensor: ...
+    ) -> list[torch.Tensor]: ...
+
+
+class ConditioningSchedule(Protocol):
+    """What every step is steered by, made before the loop begins."""
+
+    def branches(self, step: int) -> Sequence[StepConditioning]:
+        """Prompt, then the negative one if there is any, for the evaluation at ``times[step]``.
+
+        They are on the latent's device when given out. ``step`` counts from 0 and only grows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedSchedule:
+    """A schedule that lies ready on the device.
+
+    Attributes:
+        prepared: from the transformer's ``prepare``, for the steps from ``start_step`` on.
+        start_step: the step of the first row.
+    """
+
+    prepared: Sequence[Sequence[StepConditioning]]
+    start_step: int = 0
+
+    def branches(self, step: int) -> Sequence[StepConditioning]:
+        return self.prepared[step - self.start_step]
 
 
 @dataclass(frozen=True)
@@ -48,8 +77,13 @@ class Guidance:
     scale: float = 1.0
 
     @property
+    def conditionings(self) -> tuple[Conditioning, ...]:
+        """One for each branch of a step."""
+        return (self.positive,) if self.negative is None else (self.positive, self.negative)
+
+    @property
     def evaluations_per_step(self) -> int:
-        return 1 if self.negative is None else 2
+        return len(self.conditionings)
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,8 @@ def denoise(
     guidance: Guidance,
     times: torch.Tensor,
     *,
+    conditioning: ConditioningSchedule | None = None,
+    start_step: int = 0,
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
     first_frame: torch.Tensor | None = None,
     on_step: Callable[[StepState], None] = lambda state: None,
@@ -104,9 +140,13 @@ def denoise(
 
     Args:
         transformer: gives the velocity.
-        noise: [T, H, W, C] float32, the latent at t = 1; not changed.
+        noise: [T, H, W, C] float32, the latent at ``times[start_step]``: noise to begin with, or
+            ``StepState.latent`` after that many steps; not changed.
         guidance: prompt, negative prompt and scale g: v = v_neg + g·(v_pos − v_neg).
         times: [steps+1] from :func:`schedule`.
+        conditioning: what the steps are steered by; None has it prepared by the transformer and kept where
+            the prompts are.
+        start_step: steps that are done already.
         rope_scale: of the preset.
         first_frame: [1, H, W, C], the given picture's latent for image-to-video: it replaces the first
             frame before every step and after the last, and then the first frames are renormalised.
@@ -118,44 +158,45 @@ def denoise(
 
     Raises:
         Stopped: ``should_stop`` said so.
+        NotFinite: a step gave NaN or infinity; ``on_step`` is not told of it.
+        ValueError: ``start_step`` beyond the schedule.
     """
     latent = noise.clone()
     moments = times.tolist()
     total = len(moments) - 1
-    for step, (time, next_time) in enumerate(pairwise(moments), start=1):
+    if not 0 <= start_step <= total:
+        raise ValueError(f"start_step {start_step} of a schedule of {total} steps")
+    if conditioning is None:
+        prepared = transformer.prepare(guidance.conditionings, moments[start_step:total])
+        conditioning = PreparedSchedule(prepared, start_step)
+    for step, (time, next_time) in enumerate(pairwise(moments)):
+        if step < start_step:
+            continue
         if should_stop():
-            raise Stopped(f"stopped before step {step} of {total}")
+            raise Stopped(f"stopped before step {step + 1} of {total}")
         if first_frame is not None:
             latent[:1] = first_frame
         inputs = model_input(transformer.config, latent, first_frame)
-        velocity = _guided_velocity(transformer, inputs, guidance, time, rope_scale)
+        branches = conditioning.branches(step)
+        velocities = transformer.evaluate(inputs, branches, rope_scale=rope_scale)
+        velocity = guided(velocities, guidance.scale)
         latent = latent + (next_time - time) * velocity
-        on_step(StepState(step, total, latent, velocity, time, next_time))
+        if not latent.isfinite().all():
+            raise NotFinite(step + 1, total)
+        on_step(StepState(step + 1, total, latent, velocity, time, next_time))
     if first_frame is not None:
         latent[:1] = first_frame
         latent = normalise_first_frames(latent)
     return latent
 
 
-def _guided_velocity(
-    transformer: Transformer,
-    inputs: torch.Tensor,
-    guidance: Guidance,
-    time: float,
-    rope_scale: tuple[float, float, float],
-) -> torch.Tensor:
-    """float32 [T, H, W, C]."""
-
-    def evaluate(conditioning: Conditioning) -> torch.Tensor:
-        return transformer(
-            inputs, conditioning.text, conditioning.pooled, time, rope_scale=rope_scale
-        ).float()
-
-    velocity = evaluate(guidance.positive)
-    if guidance.negative is None:
-        return velocity
-    negative = evaluate(guidance.negative)
-    return negative + guidance.scale * (velocity - negative)
+def guided(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
+    """v, or v_neg + scale·(v_pos − v_neg) of a pair (positive, negative); float32."""
+    positive, *negatives = (velocity.float() for velocity in velocities)
+    if not negatives:
+        return positive
+    (negative,) = negatives
+    return negative + scale * (positive - negative)
 
 
 def normalise_first_frames(latent: torch.Tensor) -> torch.Tensor:

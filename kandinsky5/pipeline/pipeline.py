@@ -1,7 +1,7 @@
-"""One job from request to file: encode text, encode image, denoise, decode, save.
+"""One job from request to file: encode text, encode image, prepare, denoise, decode, save.
 
 The pipeline knows neither worker nor page: it is given an event sink and a question ("stop?"), and keeps
-its models warm for the next job.
+its models warm for the next job as far as that job's memory plan allows.
 """
 
 from __future__ import annotations
@@ -9,29 +9,44 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-from kandinsky5.errors import UserError
-from kandinsky5.events import EventSink, StepDone, ignore
-from kandinsky5.memory import meter
-from kandinsky5.memory.residency import Residency
-from kandinsky5.model.dit import DiffusionTransformer3D
-from kandinsky5.model.loading import check_transformer, load_transformer, load_video_vae
-from kandinsky5.model.text import Conditioning, TextEncoders
-from kandinsky5.model.vae import VideoVAE
-from kandinsky5.output.media import VideoWriter
+from kandinsky5.errors import OutOfMemory, Stopped, UserError
+from kandinsky5.events import EventSink, ignore
+from kandinsky5.memory.meter import Peaks
+from kandinsky5.memory.whole import to_device, to_host
+from kandinsky5.model.loading import check_video_vae
+from kandinsky5.model.text import Conditioning
+from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.output.metadata import describe
+from kandinsky5.output.run_state import load_run_state
 from kandinsky5.output.state import load_latents, save_latents
-from kandinsky5.pipeline.codec import decode_frames, encode_image
-from kandinsky5.pipeline.denoise import Guidance, StepState, denoise, draw_noise, schedule
+from kandinsky5.pipeline.codec import encode_image
+from kandinsky5.pipeline.denoise import Guidance, denoise, draw_noise, schedule
 from kandinsky5.pipeline.image import to_pixels
-from kandinsky5.pipeline.job import Job, accept
-from kandinsky5.presets import FRAMES_PER_SECOND
+from kandinsky5.pipeline.job import (
+    Job,
+    Listeners,
+    PaintingJob,
+    accept,
+    accept_latents,
+    accept_saved,
+)
+from kandinsky5.pipeline.models import Models, ready
+from kandinsky5.pipeline.painting import Painted, paint
+from kandinsky5.pipeline.preview import LinearPreviewer, PreviewFeed, colours_of
+from kandinsky5.pipeline.preview_pace import PreviewEvery
+from kandinsky5.pipeline.prompt import prompt_notices
+from kandinsky5.pipeline.run import Run, digests
+from kandinsky5.pipeline.steps import Steps
 from kandinsky5.request import GenerationRequest, GenerationResult, latent_shape
 from kandinsky5.templates import PROMPT_TEMPLATES
+
+Model = TypeVar("Model")
+
+CPU = torch.device("cpu")
 
 
 class Pipeline:
@@ -43,7 +58,7 @@ class Pipeline:
 
     def __init__(self, *, models_dirs: Sequence[Path] = ()) -> None:
         self._models_dirs = tuple(models_dirs)
-        self._models = Residency()
+        self._models = Models()
 
     def run(
         self,
@@ -52,172 +67,242 @@ class Pipeline:
         out: Path | None = None,
         emit: EventSink = ignore,
         should_stop: Callable[[], bool] = lambda: False,
+        previews: PreviewEvery | None = None,
+        states: StateKeeper | None = None,
     ) -> GenerationResult:
         """Make what the request asks for and write it to ``out`` (else ``request.out``, else a name here).
+
+        Args:
+            emit: gets the events.
+            should_stop: asked between steps.
+            previews: how often pictures of the unfinished video are made; None makes none.
+            states: keeps the unfinished run on disk; None keeps nothing.
 
         Raises:
             UserError, CheckpointError, OutOfMemory, Stopped: see :mod:`kandinsky5.errors`. Nothing is left
             under the final name then.
         """
         started = time.monotonic()
-        meter.start_measuring()
-        job = accept(
-            request,
-            out=out,
-            emit=emit,
-            should_stop=should_stop,
-            models_dirs=self._models_dirs,
-        )
-        guidance = self._encode_text(job)
-        first_frame, noise = self._start(job)
-        latents = self._denoise(job, guidance, noise, first_frame)
+        to = Listeners(emit, should_stop, previews, states)
+        job = accept(request, to, out=out, models_dirs=self._models_dirs)
+        self._models.keep_within(job.plan.budget.ram_bytes)
+        guidance = job.with_less("encode text", lambda: self._encode_text(job))
+        run = job.with_less("encode image", lambda: self._begun(job, guidance))
+        return self._finished(job, run, started)
+
+    def resume(
+        self,
+        path: Path,
+        *,
+        out: Path | None = None,
+        emit: EventSink = ignore,
+        should_stop: Callable[[], bool] = lambda: False,
+        previews: PreviewEvery | None = None,
+        states: StateKeeper | None = None,
+    ) -> GenerationResult:
+        """Go on from a saved state; the result is that of a run that never stopped.
+
+        Raises:
+            UserError: the state or its model's files are not as they were; and as :meth:`run`.
+        """
+        started = time.monotonic()
+        state = load_run_state(path)
+        to = Listeners(emit, should_stop, previews, states)
+        job = accept_saved(state, to, out=out, models_dirs=self._models_dirs)
+        state.check_checkpoints(digests(job))
+        self._models.keep_within(job.plan.budget.ram_bytes)
+        return self._finished(job, Run.of_state(state), started)
+
+    def _finished(self, job: PaintingJob, run: Run, started: float) -> GenerationResult:
+        """From the run's latent to the file. Whatever ends it before, what has been computed is kept."""
+        try:
+            latents = job.with_less("denoise", lambda: self._denoise(job, run))
+        except Stopped:
+            if job.to.states is not None and job.to.states.save_on_stop:
+                run.save(job)
+            raise
+        except OutOfMemory as error:
+            path = run.save(job)
+            if path is None:
+                raise
+            raise OutOfMemory(f"{error}; step {run.step} is kept: resume {path}") from error
         if job.request.save_latents:
-            save_latents(Path(job.request.save_latents), latents.cpu(), job.request)
-        frames = self._decode(job, latents)
-        self._save(job, frames)
-        job.seconds["total"] = time.monotonic() - started
-        return self._result(job, frames)
+            save_latents(Path(job.request.save_latents), to_host(latents), job.request)
+        run.save(job)
+        return self._result(job, self._paint(job, latents), started, steps=run.total)
 
-    def _encode_text(self, job: Job) -> Guidance:
+    def decode(
+        self,
+        path: Path,
+        *,
+        out: Path | None = None,
+        emit: EventSink = ignore,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> GenerationResult:
+        """Decode a latents file that ``save_latents`` made; only the VAE is needed.
+
+        Raises:
+            UserError, CheckpointError, OutOfMemory, Stopped: as :meth:`run`.
+        """
+        started = time.monotonic()
+        latents, values = load_latents(path, field="file")
+        request = GenerationRequest.from_dict(values)
+        shape = tuple(latents.shape)
+        if request.seed is None or not request.width or shape[:3] != latent_shape(request):
+            raise UserError("file", str(path), "latents that fit the request in their header")
+        to = Listeners(emit, should_stop)
+        job = accept_latents(request, to, out=out, models_dirs=self._models_dirs)
+        channels = check_video_vae(job.vae).latent_channels
+        if shape[3] != channels:
+            raise UserError("file", str(path), f"latents of {channels} channels for this VAE")
+        return self._result(job, self._paint(job, latents), started, steps=0)
+
+    def _encode_text(self, job: PaintingJob) -> Guidance:
         request, preset = job.request, job.preset
-        with job.stage("load"):
-            encoders = self._models.get(
-                "text encoder",
-                (job.files.text_encoder, job.files.text_encoder_2, job.device, job.dtype),
-                lambda: TextEncoders.load(job.files, device=job.device, dtype=job.dtype),
-            )
         template = PROMPT_TEMPLATES[preset.template]
+        with ready(job, self._models.text_encoders(job)) as encoders:
 
-        def encode(prompt: str, clip_prompt: str) -> Conditioning:
-            return encoders.encode(
-                prompt,
-                clip_prompt,
-                template=template,
-                max_tokens=preset.text_tokens,
-                clip_tokens=preset.clip_tokens,
-            )
+            def encode(prompt: str, clip_prompt: str) -> Conditioning:
+                made = encoders.encode(
+                    prompt,
+                    clip_prompt,
+                    template=template,
+                    max_tokens=preset.text_tokens,
+                    clip_tokens=preset.clip_tokens,
+                )
+                return Conditioning(to_host(made.text), to_host(made.pooled))
 
-        with job.stage("encode text"):
-            positive = encode(request.prompt, request.clip_prompt or request.prompt)
-            assert request.guidance is not None
-            if abs(request.guidance - 1.0) <= 1e-6:
-                return Guidance(positive)
-            negative = encode(request.negative_prompt, request.negative_prompt)
-            return Guidance(positive, negative, request.guidance)
+            with job.stage("encode text"):
+                for text in prompt_notices(encoders, request, preset):
+                    if text not in job.notices:  # a second try says nothing new
+                        job.notice(text)
+                positive = encode(request.prompt, request.clip_prompt or request.prompt)
+                assert request.guidance is not None
+                if abs(request.guidance - 1.0) <= 1e-6:
+                    return Guidance(positive)
+                negative = encode(request.negative_prompt, request.negative_prompt)
+                return Guidance(positive, negative, request.guidance)
 
-    def _start(self, job: Job) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The input picture's latent (or None) and the noise, both on the device."""
-        assert job.request.seed is not None and job.request.width and job.request.height
-        generator = torch.Generator().manual_seed(job.request.seed)
-        channels = check_transformer(job.files.transformer).in_visual_dim
-        shape = (*latent_shape(job.request), channels)
+    def _begun(self, job: PaintingJob, guidance: Guidance) -> Run:
+        """The run before its first step: noise, and the input picture's latent if there is one."""
+        request = job.request
+        assert request.seed is not None and request.width and request.height
+        assert request.steps and request.shift
+        generator = torch.Generator().manual_seed(request.seed)
+        shape = (*latent_shape(request), job.config.in_visual_dim)
         noise = draw_noise(shape, generator)
-        if job.request.init_latents:
-            noise = _given_noise(job.request.init_latents, shape)
+        if request.init_latents:
+            noise = _given_noise(request.init_latents, shape)
         first_frame = None
         if job.picture is not None:
-            with job.stage("load"):
-                vae = self._vae(job)
-            with job.stage("encode image"):
-                pixels = to_pixels(job.picture, job.request.width, job.request.height)
-                first_frame = encode_image(vae, pixels, generator, job.device)
-        return first_frame, noise.to(job.device)
+            assert job.plan.encode_tiles is not None
+            pixels = to_pixels(job.picture, request.width, request.height)
+            with ready(job, self._models.vae(job)) as vae, job.stage("encode image"):
+                tiles = job.plan.encode_tiles
+                first_frame = encode_image(vae, pixels, generator, job.device, tiles)
+                first_frame = to_host(first_frame)
+        return Run(guidance, schedule(request.steps, request.shift), noise, first_frame)
 
-    def _denoise(
-        self,
-        job: Job,
-        guidance: Guidance,
-        noise: torch.Tensor,
-        first_frame: torch.Tensor | None,
-    ) -> torch.Tensor:
-        request = job.request
-        assert request.steps and request.shift
-        with job.stage("load"):
-            transformer = self._transformer(job)
-        started = time.monotonic()
+    def _denoise(self, job: PaintingJob, run: Run) -> torch.Tensor:
+        """The final latent, from wherever the run is; each step done stays in the run."""
+        with job.stage("prepare"):
+            tenant = self._models.transformer_tenant(job)
+            left = run.times[run.step : run.total].tolist()
+            conditioning = tenant.prepare(run.guidance.conditionings, left, start_step=run.step)
+        feed = self._preview_feed(job)
+        with ready(job, self._models.transformer(job)) as transformer, job.stage("denoise"):
+            if tenant.notice is not None and tenant.notice not in job.notices:
+                job.notice(tenant.notice)
+            first_frame = run.first_frame
+            if first_frame is not None:
+                first_frame = to_device(first_frame, job.device)
+            told = Steps(job, run, transformer, feed)
+            try:
+                return denoise(
+                    transformer,
+                    to_device(run.latent, job.device),
+                    run.guidance,
+                    run.times,
+                    conditioning=conditioning,
+                    start_step=run.step,
+                    rope_scale=job.preset.rope_scale,
+                    first_frame=first_frame,
+                    on_step=told.step_done,
+                    should_stop=job.to.should_stop,
+                )
+            finally:
+                job.h2d_bytes += told.h2d_bytes
+                job.h2d_bytes += conditioning.h2d_bytes
 
-        def on_step(state: StepState) -> None:
-            job.evaluations += guidance.evaluations_per_step
-            job.place = f"denoise, step {state.step + 1} of {state.total}"
-            each = (time.monotonic() - started) / state.step
-            job.emit(StepDone(state.step, state.total, each, each * (state.total - state.step)))
+    def _paint(self, job: Job, latents: torch.Tensor) -> Painted:
+        """Decode and write; from a card that is too small at last on the CPU."""
 
-        with job.stage("denoise"):
-            return denoise(
-                transformer,
-                noise,
-                guidance,
-                schedule(request.steps, request.shift),
-                rope_scale=job.preset.rope_scale,
-                first_frame=first_frame,
-                on_step=on_step,
-                should_stop=job.should_stop,
-            )
+        def on(device: torch.device, dtype: torch.dtype) -> Painted:
+            with ready(job, self._models.vae(job, device, dtype)) as vae:
+                return paint(job, vae, latents, device, self._metadata)
 
-    def _decode(self, job: Job, latents: torch.Tensor) -> np.ndarray:
-        with job.stage("load"):
-            vae = self._vae(job)
-        with job.stage("decode"):
-            return decode_frames(vae, latents)
+        try:
+            return job.with_less("decode", lambda: on(job.device, job.dtype))
+        except OutOfMemory as error:
+            if job.device.type == "cpu":
+                raise
+            job.notice(f"{error}: decoding on the CPU, which takes long")
+        self._models.release()
+        return on(CPU, torch.float32)
 
-    def _save(self, job: Job, frames: np.ndarray) -> None:
-        with job.stage("save"):
-            writer = VideoWriter(
-                job.out,
-                width=frames.shape[2],
-                height=frames.shape[1],
-                fps=FRAMES_PER_SECOND,
-                crf=job.request.crf,
-                frames=frames.shape[0],
-                metadata=self._metadata(job),
-            )
-            with writer:
-                for frame in frames:
-                    writer.write(frame)
-                writer.set_metadata(self._metadata(job))
+    def _preview_feed(self, job: PaintingJob) -> PreviewFeed | None:
+        if job.to.previews is None:
+            return None
+        try:
+            colours = colours_of(job.vae, check_video_vae(job.vae))
+        except ValueError as error:
+            job.notice(f"no preview: {error}")
+            return None
+        if colours is None:
+            return None
+        return PreviewFeed(LinearPreviewer(colours), job.emit, every=job.to.previews)
 
     def _metadata(self, job: Job) -> dict[str, Any]:
         assert job.request.seed is not None
+        peaks = _highest(job)
         return describe(
             job.request,
-            checkpoint=job.files.transformer,
+            checkpoint=job.checkpoint,
             seed=job.request.seed,
             seconds=job.seconds,
-            peak_vram_bytes=meter.peak_vram_bytes(),
-            peak_rss_bytes=meter.peak_rss_bytes(),
+            peak_vram_bytes=peaks.vram_bytes,
+            peak_rss_bytes=peaks.rss_bytes,
         )
 
-    def _result(self, job: Job, frames: np.ndarray) -> GenerationResult:
-        request = job.request
-        assert request.seed is not None and request.steps
+    def _result(
+        self, job: Job, painted: Painted, started: float, *, steps: int
+    ) -> GenerationResult:
+        assert job.request.seed is not None
+        job.seconds["total"] = time.monotonic() - started
+        peaks = _highest(job)
         return GenerationResult(
             output=str(job.out),
-            frames=frames.shape[0],
-            width=frames.shape[2],
-            height=frames.shape[1],
-            seed=request.seed,
-            steps_run=request.steps,
+            frames=painted.frames,
+            width=painted.width,
+            height=painted.height,
+            seed=job.request.seed,
+            steps_run=steps,
             evaluations_run=job.evaluations,
             evaluations_skipped=0,
             seconds={name: round(value, 3) for name, value in job.seconds.items()},
-            peak_vram_bytes=meter.peak_vram_bytes(),
-            peak_rss_bytes=meter.peak_rss_bytes(),
+            peak_vram_bytes=peaks.vram_bytes,
+            peak_rss_bytes=peaks.rss_bytes,
+            h2d_bytes=job.h2d_bytes,
+            stage_peaks={name: vars(peak) for name, peak in job.peaks.items()},
             notices=tuple(job.notices),
         )
 
-    def _transformer(self, job: Job) -> DiffusionTransformer3D:
-        return self._models.get(
-            "transformer",
-            (job.files.transformer, job.device, job.dtype),
-            lambda: load_transformer(job.files.transformer, device=job.device, dtype=job.dtype),
-        )
 
-    def _vae(self, job: Job) -> VideoVAE:
-        return self._models.get(
-            "VAE",
-            (job.files.vae, job.device, job.dtype),
-            lambda: load_video_vae(job.files.vae, device=job.device, dtype=job.dtype),
-        )
+def _highest(job: Job) -> Peaks:
+    highest = Peaks()
+    for peak in job.peaks.values():
+        highest = highest.max(peak)
+    return highest
 
 
 def _given_noise(path: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from kandinsky5.errors import Stopped
-from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.errors import NotFinite, Stopped
+from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig, StepConditioning
 from kandinsky5.model.text import Conditioning
 from kandinsky5.pipeline.denoise import (
     Guidance,
+    PreparedSchedule,
+    StepState,
     denoise,
     draw_noise,
+    guided,
     model_input,
     normalise_first_frames,
     schedule,
@@ -59,6 +66,25 @@ def transformer() -> DiffusionTransformer3D:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.08)
     return model.requires_grad_(False)
+
+
+class Spy:
+    """A transformer that notes what it is asked: inputs and branches of every evaluation."""
+
+    config = CONFIG
+
+    def __init__(self, transformer: DiffusionTransformer3D) -> None:
+        self.transformer = transformer
+        self.prepared: list[Sequence[float]] = []
+        self.seen: list[tuple[torch.Tensor, list[StepConditioning]]] = []
+
+    def prepare(self, conditionings, times) -> list[list[StepConditioning]]:
+        self.prepared.append(times)
+        return self.transformer.prepare(conditionings, times)
+
+    def evaluate(self, x, branches, **options: Any) -> list[torch.Tensor]:
+        self.seen.append((x.clone(), list(branches)))
+        return self.transformer.evaluate(x, branches, **options)
 
 
 def conditioning(seed: int, tokens: int) -> Conditioning:
@@ -237,19 +263,12 @@ def test_a_video_too_short_to_compare_stays_as_it_is() -> None:
 def test_given_first_frame_stands_in_every_input_and_in_the_result(transformer) -> None:
     noise = torch.randn(3, 4, 4, 16)
     picture = torch.randn(1, 4, 4, 16)
-    seen = []
-
-    class Spy:
-        config = CONFIG
-
-        def __call__(self, x, *args, **kwargs):
-            seen.append(x[0, ..., :16].clone())
-            return transformer(x, *args, **kwargs)
-
+    spy = Spy(transformer)
     result = denoise(
-        Spy(), noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture
+        spy, noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture
     )
-    assert all(torch.equal(frame, picture[0]) for frame in seen)
+    assert len(spy.seen) == 3
+    assert all(torch.equal(x[0, ..., :16], picture[0]) for x, _ in spy.seen)
     assert torch.equal(result[:1], picture)
 
 
@@ -278,3 +297,104 @@ def test_the_same_noise_gives_the_same_bytes_twice(transformer) -> None:
         for _ in range(2)
     ]
     assert torch.equal(*runs)
+
+
+def run_of(transformer, **options: Any) -> tuple[torch.Tensor, list[StepState]]:
+    """A guided run of five steps with a given first frame, and its states."""
+    generator = torch.Generator().manual_seed(11)
+    given = {
+        "noise": draw_noise((6, 4, 4, 16), generator),
+        "first_frame": draw_noise((1, 4, 4, 16), generator),
+        "guidance": Guidance(conditioning(1, 5), conditioning(2, 2), 4.0),
+        "times": schedule(5, 10.0),
+        **options,
+    }
+    states: list[StepState] = []
+
+    def on_step(state: StepState) -> None:
+        states.append(dataclasses.replace(state, latent=state.latent.clone()))
+
+    result = denoise(transformer, on_step=on_step, **given)
+    return result, states
+
+
+def test_a_step_is_one_evaluation_of_both_branches_prepared_before_the_first(transformer) -> None:
+    spy = Spy(transformer)
+    run_of(spy)
+    assert spy.prepared == [schedule(5, 10.0)[:-1].tolist()]
+    assert [len(branches) for _, branches in spy.seen] == [2] * 5
+
+
+def test_a_guided_step_equals_two_forwards(transformer) -> None:
+    positive, negative = conditioning(1, 5), conditioning(2, 2)
+    _, states = run_of(transformer, first_frame=None)
+    before, after = states[1], states[2]
+    with torch.inference_mode():
+        x = model_input(CONFIG, before.latent, None)
+        velocities = [transformer(x, c.text, c.pooled, after.time) for c in (positive, negative)]
+    expected = velocities[1] + 4.0 * (velocities[0] - velocities[1])
+    assert torch.equal(after.velocity, expected)
+
+
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_a_run_goes_on_from_a_latent_as_if_it_had_never_stopped(transformer, done) -> None:
+    whole, states = run_of(transformer)
+    kept = states[done - 1].latent.clone()
+    spy = Spy(transformer)
+    resumed, later = run_of(spy, noise=kept, start_step=done)
+    assert torch.equal(resumed, whole)
+    assert [state.step for state in later] == list(range(done + 1, 6))
+    assert [state.time for state in later] == [state.time for state in states[done:]]
+    assert spy.prepared == [schedule(5, 10.0)[done:-1].tolist()]
+
+
+@pytest.mark.parametrize("start_step", [-1, 6])
+def test_a_start_outside_the_schedule_is_refused(transformer, start_step) -> None:
+    with pytest.raises(ValueError, match="start_step"):
+        run_of(transformer, start_step=start_step)
+
+
+def test_conditionings_may_come_from_a_schedule_of_ones_own(transformer) -> None:
+    whole, _ = run_of(transformer)
+    asked = []
+
+    class Lazy:
+        def branches(self, step: int) -> Sequence[StepConditioning]:
+            asked.append(step)
+            moment = schedule(5, 10.0)[step].item()
+            return transformer.prepare([conditioning(1, 5), conditioning(2, 2)], [moment])[0]
+
+    spy = Spy(transformer)
+    result, _ = run_of(spy, conditioning=Lazy())
+    assert torch.equal(result, whole)
+    assert asked == [0, 1, 2, 3, 4] and spy.prepared == []
+
+
+def test_a_prepared_schedule_counts_from_its_first_step() -> None:
+    rows: list[list[StepConditioning]] = [[], []]
+    prepared = PreparedSchedule(rows, start_step=3)
+    assert prepared.branches(3) is rows[0] and prepared.branches(4) is rows[1]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_gives_no_numbers_stops_the_run_at_once(transformer, bad) -> None:
+    class Breaks(Spy):
+        def evaluate(self, x, branches, **options: Any) -> list[torch.Tensor]:
+            velocities = super().evaluate(x, branches, **options)
+            if len(self.seen) == 3:
+                velocities[1][-1, -1, -1, -1] = bad
+            return velocities
+
+    spy = Breaks(transformer)
+    with pytest.raises(NotFinite, match="step 3 of 5.*sdpa") as caught:
+        run_of(spy)
+    assert len(spy.seen) == 3
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.step, copy.total, str(copy)) == (3, 5, str(caught.value))
+
+
+def test_guidance_goes_past_the_prompt_away_from_the_negative() -> None:
+    positive, negative = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
+    assert torch.equal(guided([positive], 7.0), positive)
+    assert torch.equal(guided([positive, negative], 3.0), torch.tensor([3.0, -2.0]))
+    assert guided([positive.bfloat16(), negative.bfloat16()], 3.0).dtype == torch.float32

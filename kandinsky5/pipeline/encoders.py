@@ -1,0 +1,139 @@
+"""The text encoders as a job uses them: whole on the device, or Qwen layer by layer on a smaller card."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+
+from kandinsky5.memory.host import page_lock_for
+from kandinsky5.memory.layout import BlockLayout
+from kandinsky5.memory.residency import Tenant
+from kandinsky5.memory.source import DiskSource, PinnedSource
+from kandinsky5.memory.streamer import Streamer
+from kandinsky5.memory.whole import Home, WholeTenant, part_on_device, to_device, to_host
+from kandinsky5.model.files import ModelFiles
+from kandinsky5.model.text import TextEncoders
+from kandinsky5.model.text_loading import EncoderReader
+
+LAYERS, TABLE = "layers.", "embed_tokens."
+
+
+def text_tenant(
+    files: ModelFiles,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str,
+    home: Home,
+    slots: int = 2,
+) -> Tenant[TextEncoders]:
+    """Both text encoders.
+
+    Args:
+        files: where they are.
+        device: where they compute.
+        dtype: of Qwen's weights.
+        source: where Qwen's layers are while it computes: ``resident``, ``pinned`` or ``disk``.
+        home: where the encoders wait between uses; streamed ones keep their layers if it is ``ram``.
+        slots: buffers for streamed layers.
+    """
+    if source == "resident":
+        return WholeTenant(
+            lambda where: TextEncoders.load(files, device=where, dtype=dtype),
+            lambda encoders: encoders.modules,
+            device=device,
+            home=home,
+        )
+    pinned = source == "pinned" or home == "ram"
+    return StreamedText(files, device=device, dtype=dtype, pinned=pinned, slots=slots)
+
+
+class StreamedText:
+    """Qwen through two slots on the device; its table of embeddings stays in main memory.
+
+    CLIP is small and goes to the device as a whole. See :class:`kandinsky5.memory.residency.Tenant`.
+
+    Args:
+        pinned: keep the layers in page-locked main memory instead of reading them each time.
+        slots: buffers for the layers on the device.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        pinned: bool,
+        slots: int,
+    ) -> None:
+        self._files, self._device, self._dtype = files, device, dtype
+        self._pinned, self._slots = pinned, slots
+        self._reader: EncoderReader | None = None
+        self._source: PinnedSource | DiskSource | None = None
+        self._in_use = ExitStack()
+
+    @property
+    def host_bytes(self) -> int:
+        return 0 if self._source is None else self._source.host_bytes
+
+    def enter(self) -> TextEncoders:
+        if self._reader is None:
+            self._reader = EncoderReader.of_qwen(self._files.text_encoder, dtype=self._dtype)
+        reader = self._reader
+        qwen = reader.model
+        if self._source is None:
+            self._source = self._layer_source(reader)
+        names = [name for name in qwen.state_dict() if not name.startswith(LAYERS)]
+        table = [name for name in names if name.startswith(TABLE)]
+        small = [name for name in names if name not in table]
+        with ExitStack() as undo:
+            undo.enter_context(part_on_device(qwen, small, reader.read_into, self._device))
+            undo.enter_context(part_on_device(qwen, table, reader.read_into, torch.device("cpu")))
+            undo.callback(qwen.rotary_emb.to, "cpu")
+            qwen.rotary_emb.to(self._device)
+            undo.enter_context(
+                Streamer(qwen.layers, self._source, device=self._device, slots=self._slots)
+            )
+            for hook in self._around_the_table(qwen.embed_tokens):
+                undo.callback(hook.remove)
+            encoders = TextEncoders.load(
+                self._files, device=self._device, dtype=self._dtype, qwen=qwen
+            )
+            self._in_use = undo.pop_all()
+        return encoders
+
+    def leave(self) -> None:
+        self._in_use.close()
+
+    def close(self) -> None:
+        self.leave()
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _layer_source(self, reader: EncoderReader) -> PinnedSource | DiskSource:
+        layouts = [BlockLayout.of(layer) for layer in reader.model.layers]
+
+        def fill(index: int, slab: torch.Tensor) -> None:
+            views = layouts[index].views(slab)
+            reader.read_into({f"{LAYERS}{index}.{name}": view for name, view in views.items()})
+
+        kind = PinnedSource if self._pinned else DiskSource
+        return kind(layouts, fill, page_lock=page_lock_for(self._device))
+
+    def _around_the_table(
+        self, table: nn.Module
+    ) -> tuple[torch.utils.hooks.RemovableHandle, torch.utils.hooks.RemovableHandle]:
+        """Token ids come to main memory to be looked up; what is found goes to the device."""
+        return (
+            table.register_forward_pre_hook(
+                lambda _, ids: tuple(to_host(tensor) for tensor in ids)
+            ),
+            table.register_forward_hook(lambda _, ids, found: to_device(found, self._device)),
+        )

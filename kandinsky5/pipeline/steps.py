@@ -1,0 +1,65 @@
+"""What happens after each step: the run is brought up to date, listeners are told, the state is kept."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from kandinsky5.events import StepDone
+from kandinsky5.memory.whole import to_device, to_host
+from kandinsky5.pipeline.denoise import StepState
+from kandinsky5.pipeline.job import PaintingJob
+from kandinsky5.pipeline.preview import PreviewFeed, clean_estimate
+from kandinsky5.pipeline.run import Run
+from kandinsky5.pipeline.transformer import RunningTransformer
+
+
+class Steps:
+    """Follows one run through the denoising loop.
+
+    Attributes:
+        h2d_bytes: of weights copied to the device since it was made.
+    """
+
+    def __init__(
+        self, job: PaintingJob, run: Run, transformer: RunningTransformer, feed: PreviewFeed | None
+    ) -> None:
+        self._job, self._run, self._transformer, self._feed = job, run, transformer, feed
+        self._began, self._first = time.monotonic(), run.step
+        self._before = transformer.traffic
+        self._first_traffic = self._before
+
+    @property
+    def h2d_bytes(self) -> int:
+        return (self._transformer.traffic - self._first_traffic).h2d_bytes
+
+    def step_done(self, state: StepState) -> None:
+        job, run = self._job, self._run
+        run.step, run.latent = state.step, to_host(state.latent)
+        job.evaluations += run.guidance.evaluations_per_step
+        job.place = f"denoise, step {state.step + 1} of {state.total}"
+        traffic = self._transformer.traffic
+        moved, self._before = traffic - self._before, traffic
+        each = (time.monotonic() - self._began) / (state.step - self._first)
+        job.emit(
+            StepDone(
+                state.step,
+                state.total,
+                each,
+                each * (state.total - state.step),
+                h2d_bytes=moved.h2d_bytes,
+                stall_s=moved.stall_s,
+            )
+        )
+        if self._feed is not None:
+            self._feed.step_done(state.step, state.total, lambda: self._clean(state))
+        states = job.to.states
+        if states is not None and state.step < state.total and states.is_due(state.step):
+            run.save(job)
+
+    def _clean(self, state: StepState) -> torch.Tensor:
+        first = self._run.first_frame
+        if first is not None:
+            first = to_device(first, state.latent.device)
+        return clean_estimate(state.latent, state.velocity, state.next_time, first)
