@@ -8,27 +8,18 @@ folder (transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2) 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kandinsky5.errors import CheckpointError, UserError
-from kandinsky5.model.checkpoint import (
-    INDEX_SUFFIX,
-    WEIGHTS_SUFFIX,
-    read_json,
-    shards_of,
-    weights_of,
-)
+from kandinsky5.model.checkpoint import WEIGHTS_SUFFIX, read_json, weights_of
 from kandinsky5.presets import DEMO_FOLDER, PRESETS, Preset
 
 LITE_CHECKPOINTS = Path(__file__).resolve().parents[2] / "lite_checkpoints"
 COMFYUI_FOLDERS = ("diffusion_models", "unet")
 """Where ComfyUI's ``models`` folder keeps transformers."""
-
-FileStamp = tuple[tuple[str, int, int, int], ...]
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 
@@ -86,7 +77,7 @@ class _Part:
 
 _WEIGHTS_AND_CONFIG = (("config.json",), (WEIGHTS_SUFFIX,))
 _TOKENIZER_FILES = (("tokenizer.json", "vocab.json"),)
-_QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+QWEN_REPOSITORY = "Qwen/Qwen2.5-VL-7B-Instruct"
 _CLIP = "openai/clip-vit-large-patch14"
 _VAE_OF = {
     "hunyuan": ("hunyuanvideo-community/HunyuanVideo", "AutoencoderKLHunyuanVideo"),
@@ -94,8 +85,12 @@ _VAE_OF = {
 }
 _PARTS = {
     "vae": _Part("VAE", ("vae",), "", "vae", _WEIGHTS_AND_CONFIG),
-    "text_encoder": _Part("text encoder", ("text_encoder",), _QWEN, "", _WEIGHTS_AND_CONFIG),
-    "tokenizer": _Part("tokenizer", ("tokenizer", "text_encoder"), _QWEN, "", _TOKENIZER_FILES),
+    "text_encoder": _Part(
+        "text encoder", ("text_encoder",), QWEN_REPOSITORY, "", _WEIGHTS_AND_CONFIG
+    ),
+    "tokenizer": _Part(
+        "tokenizer", ("tokenizer", "text_encoder"), QWEN_REPOSITORY, "", _TOKENIZER_FILES
+    ),
     "text_encoder_2": _Part(
         "CLIP text encoder", ("text_encoder_2", "text_encoder2"), _CLIP, "", _WEIGHTS_AND_CONFIG
     ),
@@ -189,6 +184,27 @@ def locate_vae(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> Path:
     return folder
 
 
+def parts_at_hand(preset: Preset, models_dirs: Sequence[Path] = ()) -> dict[str, Path]:
+    """The parts of a preset's model that are on this machine, by the names of :class:`ModelFiles`."""
+    roots = [*models_dirs, LITE_CHECKPOINTS, hub_cache()]
+    found = {}
+    for name in ("transformer", *_PARTS):
+        search = _Search(preset, _own_folders(roots, preset), roots)
+        path = search.transformer() if name == "transformer" else search.part(name)
+        if not search.missing:
+            found[name] = path
+    return found
+
+
+def repositories_of(preset: Preset) -> dict[str, str]:
+    """Where on the hub each part beside the transformer is; of two places the one that is not gated."""
+    vae = preset.diffusers_repository if preset.vae == "flux" else _VAE_OF[preset.vae][0]
+    return {
+        "vae": vae,
+        **{name: part.repository for name, part in _PARTS.items() if part.repository},
+    }
+
+
 def _search_for(request: ModelChoice, models_dirs: Sequence[Path]) -> _Search:
     preset = PRESETS[request.preset]
     if request.model_dir is not None and request.model_dir.strip():
@@ -277,40 +293,6 @@ class _Search:
         except CheckpointError:
             return False
         return bool(found == wanted)
-
-
-def file_stamp(path: Path) -> FileStamp:
-    """Tells whether a part of a model on disk is still the same; goes into the key of a warm model.
-
-    Args:
-        path: of :class:`ModelFiles`: a file, an index of shards, or a folder.
-
-    Returns:
-        For every file of the part, sorted: (name, mtime in ns, bytes, inode). The part of a single file is
-        that file and the config.json beside it; of an index, its shards too; of a folder, all files in it.
-        Links count as what they lead to, and a file that is not there is left out.
-
-    Raises:
-        CheckpointError: nothing is there, or the index cannot be read.
-    """
-    if path.is_dir():
-        names = sorted(entry.name for entry in path.iterdir())
-        folder = path
-    else:
-        folder = path.parent
-        shards = shards_of(path) if path.name.endswith(INDEX_SUFFIX) else ()
-        names = sorted({path.name, "config.json", *shards})
-    stamp = []
-    for name in names:
-        try:
-            found = (folder / name).stat()
-        except OSError:
-            continue
-        if stat.S_ISREG(found.st_mode):
-            stamp.append((name, found.st_mtime_ns, found.st_size, found.st_ino))
-    if not path.exists():
-        raise CheckpointError(path, "no such file or folder")
-    return tuple(stamp)
 
 
 def hub_cache(environment: Mapping[str, str] | None = None) -> Path:
