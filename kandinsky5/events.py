@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-STAGES = ("load", "encode text", "encode image", "denoise", "decode", "save")
+STAGES = ("load", "encode text", "encode image", "prepare", "denoise", "decode")
 """Names of the stages a job passes through, in order; "encode image" only when it has a picture."""
 
 
@@ -27,12 +27,19 @@ class StepDone:
         step: steps done so far, 1 … total.
         seconds_per_step: mean over this run.
         eta_s: seconds until the last step is done.
+        h2d_bytes: of weights copied to the device in this step.
+        stall_s: how long computing waited for weights in this step.
+        evaluations_run, evaluations_skipped: in this step, by the step cache.
     """
 
     step: int
     total: int
     seconds_per_step: float
     eta_s: float
+    h2d_bytes: int = 0
+    stall_s: float = 0.0
+    evaluations_run: int = 0
+    evaluations_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,37 @@ class Notice:
     text: str
 
 
-PipelineEvent = StageStarted | StepDone | Notice
+@dataclass(frozen=True)
+class PreviewReady:
+    """A picture of the clean estimate after a step.
+
+    Attributes:
+        step: steps done, 1 … total.
+        webp: animated WebP of all frames at reduced size.
+    """
+
+    step: int
+    total: int
+    webp: bytes
+
+
+@dataclass(frozen=True)
+class StateSaved:
+    """The run can be resumed from this file.
+
+    Attributes:
+        step: steps done, 0 … total.
+        path: absolute.
+        saved_at: unix seconds.
+    """
+
+    step: int
+    total: int
+    path: str
+    saved_at: float
+
+
+PipelineEvent = StageStarted | StepDone | Notice | PreviewReady | StateSaved
 EventSink = Callable[[PipelineEvent], None]
 
 

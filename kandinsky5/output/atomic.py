@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -13,12 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kandinsky5.errors import K1Error, UserError
+from kandinsky5.output.unfinished import UnfinishedFiles
 
 log = logging.getLogger(__name__)
-
-TEMPORARY_PREFIX = ".k1-"
-TEMPORARY_SUFFIX = ".part"
-"""Every unfinished file is named ``.k1-<random>.part``; one found while no job runs is a killed job's."""
 
 MEGABYTE = 10**6
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -49,7 +45,7 @@ def prepare_output(path: str | Path, *, needed_bytes: int = 0) -> Path:
     """Make sure that a file can be written at ``path``, before any work is put into it.
 
     Missing folders are created, and a file is written in the folder and removed: permission bits do not tell
-    about read-only mounts and quotas.
+    about read-only mounts and quotas. Unfinished files of programs that were killed are removed.
 
     Args:
         path: the final name; ``~`` is expanded.
@@ -66,11 +62,8 @@ def prepare_output(path: str | Path, *, needed_bytes: int = 0) -> Path:
         final = Path(path).expanduser().absolute()
         final.parent.mkdir(parents=True, exist_ok=True)
         _refuse_what_is_no_file(final)
-        probe = temporary_beside(final)
-        try:
-            probe.write_bytes(b"k1")
-        finally:
-            probe.unlink(missing_ok=True)
+        with UnfinishedFiles(final.parent) as unfinished:
+            unfinished.new().write_bytes(b"k1")
     # RuntimeError: "~" where there is no home; ValueError: a NUL character.
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -102,11 +95,6 @@ def require_space(path: Path, needed_bytes: int) -> None:
 def free_bytes(folder: Path) -> int:
     """What an ordinary user may still write in ``folder``."""
     return shutil.disk_usage(folder).free
-
-
-def temporary_beside(path: Path) -> Path:
-    """A hidden name in the folder of ``path`` that nothing else uses; no file is made."""
-    return path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
 
 
 def put_in_place(temporary: Path, final: Path) -> None:
@@ -142,15 +130,16 @@ def replacing(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
         DiskFull: the disk filled up.
         K1Error: the file could not be written for another reason of the system's.
     """
-    temporary = temporary_beside(path)
+    unfinished = UnfinishedFiles(path.parent)
     try:
+        temporary = unfinished.new()
         yield temporary
         put_in_place(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        unfinished.close()
         raise write_error(path, error, needed_bytes) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.close()
 
 
 def write_error(path: Path, error: OSError, needed_bytes: int) -> K1Error:

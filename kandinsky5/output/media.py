@@ -26,11 +26,11 @@ from kandinsky5.output.atomic import (
     prepare_output,
     put_in_place,
     replacing,
-    temporary_beside,
     write_error,
 )
 from kandinsky5.output.encoder import Encoder
 from kandinsky5.output.metadata import JSON_CHUNK, READABLE_CHUNK, readable, to_json
+from kandinsky5.output.unfinished import UnfinishedFiles
 
 __all__ = ["DiskFull", "VideoWriter", "prepare_output", "video_bytes", "write_png"]
 
@@ -109,7 +109,8 @@ class VideoWriter:
 
     def __enter__(self) -> VideoWriter:
         self.path = prepare_output(self.path, needed_bytes=self._needed_bytes)
-        self._temporary, self._tags = temporary_beside(self.path), temporary_beside(self.path)
+        self._unfinished = UnfinishedFiles(self.path.parent)
+        self._temporary, self._tags = self._unfinished.new(), self._unfinished.new()
         try:
             self._tags.write_text(
                 _ffmetadata(self._padded_comment()), encoding="utf-8", newline="\n"
@@ -226,8 +227,7 @@ class VideoWriter:
         if self._encoder is not None:
             self._encoder.stop()
             self._encoder = None
-        self._temporary.unlink(missing_ok=True)
-        self._tags.unlink(missing_ok=True)
+        self._unfinished.close()
 
     def _arguments(self) -> list[str]:
         return [

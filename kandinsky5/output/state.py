@@ -8,34 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 
-from kandinsky5.errors import UserError
 from kandinsky5.output.atomic import prepare_output, replacing
+from kandinsky5.output.tensor_file import METADATA, Refused, opened, read_header
 from kandinsky5.request import GenerationRequest
 
 TENSOR = "latents"
 REQUEST_KEY = "request"
-MAX_HEADER_BYTES = 32 * 2**20
-"""Far above the longest prompts."""
 MAX_LATENTS_BYTES = 4 * 2**30
 """Eight times those of the longest and largest video."""
-
-_OTHER_KINDS = (
-    (b"version https://git-lfs", "a Git-LFS pointer: fetch the file itself"),
-    (b"GGUF", "a GGUF file"),
-    (b"PK\x03\x04", "a zip or pickle: a pickle can run code; use .safetensors"),
-    (b"\x80", "a pickle: a pickle can run code; use .safetensors"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"<", "a web page or XML: download the file itself"),
-)
 
 
 def save_latents(path: str | Path, latents: torch.Tensor, request: GenerationRequest) -> None:
@@ -81,76 +67,35 @@ def load_latents(
     Raises:
         UserError: missing, another kind of file, tampered with, or of another shape.
     """
-    try:
-        file = Path(path).expanduser()
-        if file.exists() and not file.is_file():
-            raise UserError(field, str(path), "a latents file, not a folder or device")
-        with file.open("rb") as stream:
-            header, size = _read_header(stream)
-            found = _checked_shape(header, size)
-            if shape is not None and found != shape:
-                raise _Refused(f"latents {list(found)} where {list(shape)} are wanted")
-            latents = _read_tensor(stream, found)
-        return latents, _request(header)
-    except _Refused as error:
-        raise UserError(
-            field, str(path), f"{error}; give a file that --save-latents wrote"
-        ) from error
-    # RuntimeError: "~" where there is no home; ValueError: a NUL character.
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise UserError(field, str(path), f"cannot be read ({reason})") from error
-
-
-class _Refused(ValueError):
-    """What is wrong with the file."""
-
-
-def _read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """(header, bytes of tensor data behind it)."""
-    file_bytes = os.fstat(stream.fileno()).st_size
-    start = stream.read(64)
-    for signature, kind in _OTHER_KINDS:
-        # A header's length begins with any byte; that "{" follows it tells a safetensors file.
-        if start.startswith(signature) and start[8:9] != b"{":
-            raise _Refused(f"this is {kind}")
-    if len(start) < 8:
-        raise _Refused(f"cut short: {len(start)} bytes")
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > file_bytes - 8:
-        raise _Refused(f"its header claims {length} bytes, the file has {file_bytes}")
-    if length > MAX_HEADER_BYTES:
-        raise _Refused(f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are read")
-    stream.seek(8)
-    try:
-        header = json.loads(stream.read(length))
-    except (ValueError, RecursionError) as error:
-        raise _Refused("its header is no JSON") from error
-    if not isinstance(header, dict):
-        raise _Refused("its header is no JSON object")
-    return header, file_bytes - 8 - length
+    advice = "give a file that --save-latents wrote"
+    with opened(path, field=field, what="a latents file", advice=advice) as stream:
+        header, size = read_header(stream)
+        found = _checked_shape(header, size)
+        if shape is not None and found != shape:
+            raise Refused(f"latents {list(found)} where {list(shape)} are wanted")
+        return _read_tensor(stream, found), _request(header)
 
 
 def _checked_shape(header: dict[str, Any], data_bytes: int) -> tuple[int, int, int, int]:
     """(T, H, W, C) when the header describes exactly one latents tensor that fills the file."""
-    names = [name for name in header if name != "__metadata__"]
+    names = [name for name in header if name != METADATA]
     if names != [TENSOR]:
         shown = ", ".join(names[:3]) or "none"
-        raise _Refused(f"its tensors are {shown} ({len(names)}), not the one named {TENSOR}")
+        raise Refused(f"its tensors are {shown} ({len(names)}), not the one named {TENSOR}")
     entry = header[TENSOR]
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _Refused("the tensor's entry in its header is malformed")
+        raise Refused("the tensor's entry in its header is malformed")
     dims = entry["shape"]
     counts = isinstance(dims, list) and all(type(n) is int and 0 < n < 2**32 for n in dims)
     if not counts or len(dims) != 4:
-        raise _Refused(f"its tensor has the shape {str(dims)[:60]}, not [T, H, W, C]")
+        raise Refused(f"its tensor has the shape {str(dims)[:60]}, not [T, H, W, C]")
     if entry["dtype"] != "F32":
-        raise _Refused(f"its tensor is {str(entry['dtype'])[:20]}, not F32")
+        raise Refused(f"its tensor is {str(entry['dtype'])[:20]}, not F32")
     tensor_bytes = 4 * math.prod(dims)
     if tensor_bytes > MAX_LATENTS_BYTES:
-        raise _Refused(f"its tensor claims {tensor_bytes} bytes, at most {MAX_LATENTS_BYTES}")
+        raise Refused(f"its tensor claims {tensor_bytes} bytes, at most {MAX_LATENTS_BYTES}")
     if entry["data_offsets"] != [0, tensor_bytes] or tensor_bytes != data_bytes:
-        raise _Refused(f"header says {tensor_bytes} bytes of latents, the file has {data_bytes}")
+        raise Refused(f"header says {tensor_bytes} bytes of latents, the file has {data_bytes}")
     return (dims[0], dims[1], dims[2], dims[3])
 
 
@@ -158,15 +103,15 @@ def _read_tensor(stream: BinaryIO, shape: tuple[int, ...]) -> torch.Tensor:
     # Read, not mapped: a mapped file that is cut short later kills the process.
     data = bytearray(4 * math.prod(shape))
     if stream.readinto(data) != len(data):  # type: ignore[attr-defined]
-        raise _Refused("cut short while it was read")
+        raise Refused("cut short while it was read")
     latents = torch.frombuffer(data, dtype=torch.float32).reshape(shape)
     if not bool(torch.isfinite(latents).all()):
-        raise _Refused("its latents hold NaN or infinite values")
+        raise Refused("its latents hold NaN or infinite values")
     return latents
 
 
 def _request(header: dict[str, Any]) -> dict[str, Any]:
-    metadata = header.get("__metadata__")
+    metadata = header.get(METADATA)
     text = metadata.get(REQUEST_KEY) if isinstance(metadata, dict) else None
     if text is None:
         return {}
@@ -175,5 +120,5 @@ def _request(header: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
-        raise _Refused("the request in its header is no JSON object")
+        raise Refused("the request in its header is no JSON object")
     return request

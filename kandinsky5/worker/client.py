@@ -23,6 +23,7 @@ from kandinsky5.request import GenerationRequest, settle
 from kandinsky5.worker.jobs import JobSnapshot, JobStore
 from kandinsky5.worker.protocol import DEFAULT_PIPELINE, STOP_MODES, WorkerSettings
 from kandinsky5.worker.pump import JobPump
+from kandinsky5.worker.run_files import PreviewFolder, RunFiles
 
 __all__ = ["JobSnapshot", "WorkerClient"]
 
@@ -59,6 +60,7 @@ class WorkerClient:
         self._device = device
         self._closing = threading.RLock()
         self._started = self._closed = False
+        self._files = RunFiles(state_dir)
         self._store = JobStore(state_dir / "jobs.sqlite3")
         settings = WorkerSettings(
             log_file=str(state_dir / "worker.log"),
@@ -69,6 +71,7 @@ class WorkerClient:
         self._pump = JobPump(
             self._store,
             settings,
+            files=self._files,
             choose_output=lambda request: output_path(self._out_dir, request, time.localtime()),
             stop_grace_s=stop_grace_s,
         )
@@ -116,8 +119,50 @@ class WorkerClient:
         self._pump.wake()
         return job_id
 
+    def resume(self, job_id: str) -> None:
+        """Put a job that ended without a result back in the queue, to go on from its saved state.
+
+        Raises:
+            KeyError: there is no such job.
+            UserError: it is not over, is done, or has no saved state on disk.
+        """
+        job = self._store.get(job_id)
+        if not job.is_resumable:
+            raise UserError(
+                "job", job_id, f"it is {job.state} and has no saved state: start it again"
+            )
+        if not Path(job.saved_state or "").is_file():
+            raise UserError("job", job_id, f"{job.saved_state} is gone: start it again")
+        check_writable(self._out_dir)
+        if self._store.requeue(job_id):
+            self._pump.wake()
+
+    def discard(self, job_id: str) -> None:
+        """Drop what was saved of a job that is over; one that is not, or has nothing saved, stays as it is.
+
+        Raises:
+            KeyError: there is no such job.
+        """
+        if self._store.get(job_id).is_resumable:
+            self._store.forget_saved_state(job_id)
+            self._files.forget_states(job_id)
+
+    def preview_path(self, job_id: str, step: int) -> Path | None:
+        """The picture of a job after that step, if there is one.
+
+        Raises:
+            KeyError: there is no such job.
+        """
+        if step not in self.status(job_id).previews:
+            return None
+        path = PreviewFolder(self._files.previews_dir(job_id)).path(step)
+        return path if path.is_file() else None
+
     def stop(self, job_id: str, mode: str = "discard") -> None:
         """Take a job out of the queue, or end it at its next step; a job that is over stays as it is.
+
+        Args:
+            mode: "discard" drops what is painted, "save" leaves a state to be resumed.
 
         Raises:
             KeyError: there is no such job.
@@ -128,6 +173,8 @@ class WorkerClient:
         self._store.get(job_id)
         if not self._store.stop_queued(job_id):
             self._pump.stop(job_id, mode)
+        elif mode == "discard":
+            self.discard(job_id)
 
     def status(self, job_id: str) -> JobSnapshot:
         """The job at this moment.

@@ -8,42 +8,21 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kandinsky5.errors import K1Error, UserError
+from kandinsky5.worker.job_schema import open_store, own_store
 
-SCHEMA_VERSION = 1
 FINAL_STATES = ("done", "failed", "stopped", "interrupted")
 STATES = ("queued", "running", *FINAL_STATES)
+RESUMABLE_STATES = ("failed", "stopped", "interrupted")
 LEFT_RUNNING = "the program ended during this job; start it again"
-
-_SCHEMA = """
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    token TEXT UNIQUE,
-    state TEXT NOT NULL,
-    request TEXT NOT NULL,
-    stage TEXT,
-    step INTEGER NOT NULL DEFAULT 0,
-    total INTEGER NOT NULL DEFAULT 0,
-    output TEXT,
-    message TEXT,
-    notices TEXT NOT NULL DEFAULT '[]',
-    result TEXT,
-    created_at REAL NOT NULL,
-    started_at REAL,
-    finished_at REAL
-);
-CREATE INDEX jobs_by_state ON jobs (state, number);
-CREATE INDEX jobs_by_end ON jobs (finished_at, number);
-"""
+LEFT_RESUMABLE = "the program ended during this job; resume it from step "
 
 
 @dataclass(frozen=True)
@@ -63,6 +42,10 @@ class JobSnapshot:
         notices: what the user should know.
         result: as :meth:`kandinsky5.request.GenerationResult.to_dict` gives it, once done.
         created_at, started_at, finished_at: unix seconds.
+        saved_state, saved_step, saved_at: the newest file from which the job can be resumed, the steps done
+            in it and when it was written; None when there is none.
+        resume_from: the file from which a queued or running job goes on.
+        previews: steps of which there are pictures, in order.
     """
 
     id: str
@@ -81,6 +64,16 @@ class JobSnapshot:
     created_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    saved_state: str | None = None
+    saved_step: int | None = None
+    saved_at: float | None = None
+    resume_from: str | None = None
+    previews: tuple[int, ...] = ()
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the job is over without a result and can go on from a saved state."""
+        return self.state in RESUMABLE_STATES and self.saved_state is not None
 
 
 class JobStore:
@@ -99,10 +92,10 @@ class JobStore:
     def __init__(self, file: Path) -> None:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._owner_lock = _own(file)
+        self._owner_lock = own_store(file)
         try:
-            self._connection = _open(file)
-            self.interrupt_running(LEFT_RUNNING)
+            self._connection = open_store(file)
+            self._interrupt_running()
         except sqlite3.Error as error:
             self.close()
             raise UserError(
@@ -153,13 +146,49 @@ class JobStore:
         return changed == 1
 
     def record_progress(
-        self, job_id: str, *, stage: str | None, step: int, total: int, notices: Sequence[str]
+        self,
+        job_id: str,
+        *,
+        stage: str | None,
+        step: int,
+        total: int,
+        notices: Sequence[str],
+        previews: Sequence[int] = (),
     ) -> None:
         """Keep how far a job has come."""
         self._change(
-            "UPDATE jobs SET stage = ?, step = ?, total = ?, notices = ? WHERE id = ?",
-            (stage, step, total, json.dumps(list(notices)), job_id),
+            "UPDATE jobs SET stage = ?, step = ?, total = ?, notices = ?, previews = ? WHERE id = ?",
+            (stage, step, total, json.dumps(list(notices)), json.dumps(list(previews)), job_id),
         )
+
+    def record_saved_state(self, job_id: str, path: str, *, step: int, saved_at: float) -> None:
+        """Keep from which file the job can be resumed; a later one takes its place."""
+        self._change(
+            "UPDATE jobs SET saved_state = ?, saved_step = ?, saved_at = ? WHERE id = ?",
+            (path, step, saved_at, job_id),
+        )
+
+    def forget_saved_state(self, job_id: str) -> None:
+        """The job can no longer be resumed."""
+        self._change(
+            "UPDATE jobs SET saved_state = NULL, saved_step = NULL, saved_at = NULL WHERE id = ?",
+            (job_id,),
+        )
+
+    def requeue(self, job_id: str) -> bool:
+        """Put a job that is over without a result back in its old place, to go on from its saved state.
+
+        Returns:
+            False when it is not over, is done, or has no saved state.
+        """
+        states = ", ".join(f"'{state}'" for state in RESUMABLE_STATES)
+        changed = self._change(
+            "UPDATE jobs SET state = 'queued', resume_from = saved_state, message = NULL,"
+            " started_at = NULL, finished_at = NULL"
+            f" WHERE id = ? AND state IN ({states}) AND saved_state IS NOT NULL",
+            (job_id,),
+        )
+        return changed == 1
 
     def finish(
         self,
@@ -185,12 +214,12 @@ class JobStore:
             ),
         )
 
-    def interrupt_running(self, message: str) -> None:
-        """End whatever is marked as running."""
+    def _interrupt_running(self) -> None:
+        """End whatever a former program left marked as running; the message says how to go on."""
         self._change(
-            "UPDATE jobs SET state = 'interrupted', message = ?, finished_at = ?"
-            " WHERE state = 'running'",
-            (message, time.time()),
+            "UPDATE jobs SET state = 'interrupted', finished_at = ?, message ="
+            " CASE WHEN saved_state IS NULL THEN ? ELSE ? || saved_step END WHERE state = 'running'",
+            (time.time(), LEFT_RUNNING, LEFT_RESUMABLE),
         )
 
     def get(self, job_id: str) -> JobSnapshot:
@@ -266,54 +295,9 @@ def _snapshot(row: sqlite3.Row, *, place: int = 0) -> JobSnapshot:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
+        saved_state=row["saved_state"],
+        saved_step=row["saved_step"],
+        saved_at=row["saved_at"],
+        resume_from=row["resume_from"],
+        previews=tuple(json.loads(row["previews"])),
     )
-
-
-def _open(file: Path) -> sqlite3.Connection:
-    """A connection that commits each statement; the schema is made or checked."""
-    connection = sqlite3.connect(file, timeout=10.0, isolation_level=None, check_same_thread=False)
-    try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise UserError(
-                "state folder",
-                str(file),
-                f"its jobs are of version {version}, this K1 knows {SCHEMA_VERSION}: update K1"
-                " or give another --state-dir",
-            )
-        if version == 0:
-            connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-    except (sqlite3.Error, UserError):
-        connection.close()
-        raise
-    return connection
-
-
-def _own(file: Path) -> IO[str]:
-    """The lock that says whose store this is; it is let go when closed or when the program ends."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_suffix(".lock").open("a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            "state folder", str(file.parent), f"a folder that can be written ({error.strerror})"
-        ) from error
-    if sys.platform == "win32":
-        return lock
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise UserError(
-            "state folder",
-            str(file.parent),
-            "another K1 is at work there: use that one, end it, or give another --state-dir",
-        ) from error
-    return lock

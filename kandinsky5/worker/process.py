@@ -16,12 +16,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from kandinsky5.errors import K1Error, Stopped
-from kandinsky5.events import EventSink, PipelineEvent
+from kandinsky5.events import EventSink, PipelineEvent, PreviewReady
+from kandinsky5.output.autosave import StateKeeper
+from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.request import GenerationRequest, GenerationResult
 from kandinsky5.worker.protocol import (
     Event,
@@ -30,12 +33,14 @@ from kandinsky5.worker.protocol import (
     JobFinished,
     JobStarted,
     JobStopped,
+    PreviewKept,
     RunJob,
     Shutdown,
     StopJob,
     WorkerReady,
     WorkerSettings,
 )
+from kandinsky5.worker.run_files import PreviewFolder
 
 LOG_BYTES = 2_000_000
 LOG_BACKUPS = 3
@@ -55,7 +60,39 @@ class JobPipeline(Protocol):
         out: Path,
         emit: EventSink,
         should_stop: Callable[[], bool],
+        previews: PreviewEvery | None,
+        states: StateKeeper | None,
     ) -> GenerationResult: ...
+
+    def resume(
+        self,
+        path: Path,
+        *,
+        out: Path,
+        emit: EventSink,
+        should_stop: Callable[[], bool],
+        previews: PreviewEvery | None,
+        states: StateKeeper | None,
+    ) -> GenerationResult: ...
+
+
+@dataclass
+class RunControl:
+    """How the thread that reads commands reaches a run.
+
+    Attributes:
+        states: where the run saves itself, if it does.
+        stop: set when the run is to end at its next step.
+    """
+
+    states: StateKeeper | None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def end(self, *, save: bool) -> None:
+        """Ask the run to end, first telling it whether to leave a state behind."""
+        if save and self.states is not None:
+            self.states.ask_to_save_on_stop()
+        self.stop.set()
 
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
@@ -86,7 +123,7 @@ class Worker:
         self._settings = settings
         self._pipeline: JobPipeline | None = None
         self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
-        self._stops: dict[str, threading.Event] = {}
+        self._runs: dict[str, RunControl] = {}
         self._leaving = threading.Event()
         self._sending = threading.Lock()
 
@@ -106,13 +143,13 @@ class Worker:
 
     def _run_job(self, job: RunJob) -> None:
         """The job boundary: whatever happens inside becomes one event and a line in the log."""
-        stop = self._stops[job.job_id]
+        control = self._runs[job.job_id]
         self._send(JobStarted(job.job_id))
         log.info("job %s started", job.job_id)
         try:
-            if stop.is_set():
+            if control.stop.is_set():
                 raise Stopped("stopped before it began")
-            result = self._result_of(job, stop)
+            result = self._result_of(job, control)
             self._send(JobFinished(job.job_id, result.to_dict()))
             log.info("job %s wrote %s", job.job_id, result.output)
         except Stopped:
@@ -127,15 +164,45 @@ class Worker:
             message = f"unexpected error: {cause}; see the log {self._settings.log_file}"
             self._send(JobFailed(job.job_id, message, K1Error.exit_code))
         finally:
-            self._stops.pop(job.job_id, None)
+            self._runs.pop(job.job_id, None)
 
-    def _result_of(self, job: RunJob, stop: threading.Event) -> GenerationResult:
+    def _result_of(self, job: RunJob, control: RunControl) -> GenerationResult:
+        folder = None if job.previews_dir is None else PreviewFolder(Path(job.previews_dir))
+
         def emit(event: PipelineEvent) -> None:
-            self._send(JobEvent(job.job_id, event))
+            if not isinstance(event, PreviewReady):
+                self._send(JobEvent(job.job_id, event))
+            elif folder is not None:
+                self._keep_preview(job.job_id, folder, event)
 
-        request = GenerationRequest.from_dict(job.request)
         pipeline = self._warm_pipeline()
-        return pipeline.run(request, out=Path(job.out), emit=emit, should_stop=stop.is_set)
+        previews = None if folder is None else PreviewEvery()
+        out, should_stop, states = Path(job.out), control.stop.is_set, control.states
+        if job.resume_from is not None:
+            return pipeline.resume(
+                Path(job.resume_from),
+                out=out,
+                emit=emit,
+                should_stop=should_stop,
+                previews=previews,
+                states=states,
+            )
+        return pipeline.run(
+            GenerationRequest.from_dict(job.request),
+            out=out,
+            emit=emit,
+            should_stop=should_stop,
+            previews=previews,
+            states=states,
+        )
+
+    def _keep_preview(self, job_id: str, folder: PreviewFolder, event: PreviewReady) -> None:
+        try:
+            folder.write(event.step, event.webp)
+        except OSError as error:  # a full disk must not end a job for the sake of its preview
+            log.warning("the preview of step %d could not be kept: %s", event.step, error)
+        else:
+            self._send(PreviewKept(job_id, event.step, event.total))
 
     def _warm_pipeline(self) -> JobPipeline:
         if self._pipeline is None:
@@ -159,15 +226,17 @@ class Worker:
                 self._when_orphaned()
                 return
             if isinstance(command, RunJob):
-                self._stops[command.job_id] = threading.Event()
+                folder = command.states_dir
+                states = None if folder is None else StateKeeper(Path(folder))
+                self._runs[command.job_id] = RunControl(states)
                 self._jobs.put(command)
             elif isinstance(command, StopJob):
-                if stop := self._stops.get(command.job_id):
-                    stop.set()
+                if control := self._runs.get(command.job_id):
+                    control.end(save=command.mode == "save")
             elif isinstance(command, Shutdown):
                 self._leaving.set()
-                for stop in list(self._stops.values()):
-                    stop.set()
+                for control in list(self._runs.values()):
+                    control.end(save=True)
                 self._jobs.put(None)
 
 

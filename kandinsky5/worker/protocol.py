@@ -11,8 +11,8 @@ from typing import Any
 from kandinsky5.events import PipelineEvent
 
 DEFAULT_PIPELINE = "kandinsky5.pipeline.pipeline:Pipeline"
-STOP_MODES = ("discard",)
-"""What can become of a stopped job."""
+STOP_MODES = ("discard", "save")
+"""What becomes of a stopped job: what it has painted is dropped, or saved to be resumed."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,17 @@ class RunJob:
     Attributes:
         request: as :meth:`kandinsky5.request.GenerationRequest.to_dict` gives it.
         out: final path of the result.
+        resume_from: the saved state to go on from, instead of beginning anew.
+        previews_dir: previews go there; None makes none.
+        states_dir: states of the unfinished run go there; None saves none.
     """
 
     job_id: str
     request: dict[str, Any]
     out: str
+    resume_from: str | None = None
+    previews_dir: str | None = None
+    states_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,15 @@ class JobEvent:
 
 
 @dataclass(frozen=True)
+class PreviewKept:
+    """The picture of the job after ``step`` of ``total`` steps is in its folder."""
+
+    job_id: str
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
 class JobFinished:
     """The result is on disk.
 
@@ -115,4 +130,4 @@ class JobStopped:
 
 
 Command = RunJob | StopJob | Shutdown
-Event = WorkerReady | JobStarted | JobEvent | JobFinished | JobFailed | JobStopped
+Event = WorkerReady | JobStarted | JobEvent | PreviewKept | JobFinished | JobFailed | JobStopped

@@ -15,62 +15,40 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import K1Error
-from kandinsky5.events import Notice, PipelineEvent, StageStarted, StepDone
+from kandinsky5.events import PipelineEvent, StateSaved, StepDone
 from kandinsky5.request import GenerationRequest
 from kandinsky5.worker.handle import WorkerHandle, describe_death
 from kandinsky5.worker.jobs import JobSnapshot, JobStore
+from kandinsky5.worker.live_job import START_AGAIN, LiveJob
 from kandinsky5.worker.protocol import (
     JobEvent,
     JobFailed,
     JobFinished,
     JobStarted,
     JobStopped,
+    PreviewKept,
     RunJob,
     Shutdown,
     StopJob,
     WorkerReady,
     WorkerSettings,
 )
+from kandinsky5.worker.run_files import RunFiles
 
 SAVE_PROGRESS_EVERY_S = 2.0
 DEATH_GRACE_S = 2.0
 PAUSE_AFTER_STUMBLE_S = 1.0
 STOP_SHARE, LEAVE_SHARE = 0.4, 0.2
 """Parts of the time for closing: for the running job to stop, and for the worker to leave by itself."""
-CLOSED_DURING_JOB = "the studio was closed during this job; start it again"
+CLOSED_DURING_JOB = f"the studio was closed during this job{START_AGAIN}"
 HAD_TO_BE_ENDED = "the worker did not answer to the stop and was ended"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LiveJob:
-    """What is known of the running job beyond its row in the store."""
-
-    id: str
-    notices: list[str] = field(default_factory=list)
-    stage: str | None = None
-    step: int = 0
-    total: int = 0
-    seconds_per_step: float | None = None
-    eta_s: float | None = None
-    stop_mode: str | None = None
-    kill_at: float | None = None
-    saved_at: float = 0.0
-
-    def note(self, event: PipelineEvent) -> None:
-        if isinstance(event, StageStarted):
-            self.stage, self.eta_s = event.stage, None
-        elif isinstance(event, StepDone):
-            self.step, self.total = event.step, event.total
-            self.seconds_per_step, self.eta_s = event.seconds_per_step, event.eta_s
-        elif isinstance(event, Notice) and event.text not in self.notices:
-            self.notices.append(event.text)
 
 
 class JobPump:
@@ -79,6 +57,7 @@ class JobPump:
     Args:
         store: where jobs come from and their ends are noted.
         settings: what a worker is started with.
+        files: where previews and saved states lie.
         choose_output: gives the path of a job's result when it starts.
         stop_grace_s: how long a worker may take to obey a stop before it is ended.
     """
@@ -88,11 +67,13 @@ class JobPump:
         store: JobStore,
         settings: WorkerSettings,
         *,
+        files: RunFiles,
         choose_output: Callable[[GenerationRequest], Path],
         stop_grace_s: float,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._files = files
         self._choose_output = choose_output
         self._stop_grace_s = stop_grace_s
         self._lock = threading.RLock()
@@ -156,6 +137,7 @@ class JobPump:
             seconds_per_step=live.seconds_per_step,
             eta_s=live.eta_s,
             notices=tuple(live.notices),
+            previews=tuple(live.previews),
         )
 
     def _run(self) -> None:
@@ -196,8 +178,10 @@ class JobPump:
             job = self._store.claim_next()
             if job is None:
                 return
-            self._live = LiveJob(job.id, notices=list(job.notices))
+            self._live = LiveJob.of(job)
         try:
+            if job.resume_from is None:
+                self._files.begin(job.id)
             out = self._choose_output(GenerationRequest.from_dict(job.request))
             if self._worker is None:
                 self._worker = WorkerHandle(self._settings)
@@ -206,7 +190,16 @@ class JobPump:
         except OSError as error:
             self._finish("failed", message=f"the worker could not be started ({error}); try again")
         else:
-            self._worker.send(RunJob(job.id, job.request, str(out)))
+            self._worker.send(
+                RunJob(
+                    job.id,
+                    job.request,
+                    str(out),
+                    resume_from=job.resume_from,
+                    previews_dir=str(self._files.previews_dir(job.id)),
+                    states_dir=str(self._files.states_dir(job.id)),
+                )
+            )
 
     def _pass_on_stop(self) -> None:
         """Tell the worker of a stop once; end it when it has not obeyed in time."""
@@ -245,6 +238,9 @@ class JobPump:
             log.warning("worker spoke of job %s, which is over", event.job_id)
         elif isinstance(event, JobEvent):
             self._note(live, event.event)
+        elif isinstance(event, PreviewKept):
+            with self._lock:
+                live.note_preview(event.step)
         elif isinstance(event, JobFinished):
             self._finish("done", result=event.result)
         elif isinstance(event, JobFailed):
@@ -265,13 +261,22 @@ class JobPump:
         if not isinstance(event, StepDone) or now - live.saved_at >= SAVE_PROGRESS_EVERY_S:
             live.saved_at = now
             try:
+                if isinstance(event, StateSaved):
+                    self._store.record_saved_state(
+                        live.id, event.path, step=event.step, saved_at=event.saved_at
+                    )
                 self._save_progress(live)
             except sqlite3.Error as error:  # a full disk must not end a job that still computes
                 log.warning("progress could not be kept: %s", error)
 
     def _save_progress(self, live: LiveJob) -> None:
         self._store.record_progress(
-            live.id, stage=live.stage, step=live.step, total=live.total, notices=live.notices
+            live.id,
+            stage=live.stage,
+            step=live.step,
+            total=live.total,
+            notices=live.notices,
+            previews=live.previews,
         )
 
     def _finish(
@@ -280,9 +285,15 @@ class JobPump:
         """End the running job, if there is one."""
         with self._lock:
             live, self._live = self._live, None
-            if live is not None:
-                self._save_progress(live)
-                self._store.finish(live.id, state, message=message, result=result)
+            if live is None:
+                return
+            self._save_progress(live)
+            if state == "interrupted":
+                message = live.interrupted(message)
+            self._store.finish(live.id, state, message=message, result=result)
+            if state == "done" or (state == "stopped" and live.stop_mode == "discard"):
+                self._store.forget_saved_state(live.id)
+                self._files.forget_states(live.id)
 
     def _give_up(self, error: Exception) -> None:
         """After an error nobody foresaw: end job and worker, so that the next job starts afresh."""
@@ -299,7 +310,7 @@ class JobPump:
         until = time.monotonic() + self._close_timeout_s * STOP_SHARE
         while (worker := self._worker) is not None and self._live is not None and worker.ready:
             if self._live.kill_at is None:
-                worker.send(StopJob(self._live.id))
+                worker.send(StopJob(self._live.id, "save"))
                 self._live.kill_at = until
             if not worker.connection.poll(max(0.0, until - time.monotonic())):
                 break

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from kandinsky5.errors import K1Error, UserError
-from kandinsky5.worker.jobs import LEFT_RUNNING, SCHEMA_VERSION, JobStore
+from kandinsky5.worker.job_schema import SCHEMA_VERSION
+from kandinsky5.worker.jobs import LEFT_RUNNING, JobStore
 
 
 @pytest.fixture
