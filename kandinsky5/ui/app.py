@@ -1,19 +1,20 @@
-"""The studio's page and its server."""
+"""The studio's page, and the application that serves it."""
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
 
-from kandinsky5.ui import choices, form, theme, views
+from kandinsky5.ui import choices, form, preview_views, theme, views
 from kandinsky5.ui.handlers import Handlers
 from kandinsky5.ui.machine_notice import MachineNotice
 from kandinsky5.ui.options import StudioOptions
+from kandinsky5.ui.remembered import KEPT_NAMES
 from kandinsky5.ui.routes import result_routes, with_door
-from kandinsky5.ui.server import StudioServer, bind
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import WorkerClient
@@ -25,9 +26,13 @@ HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
 <h1>K1</h1><p>Kandinsky 5 studio</p></header>"""
 ON_TILE = """element.addEventListener('click', e => { const b = e.target.closest('[data-job]');
 if (b && b.tagName === 'BUTTON') trigger('click', {job: b.dataset.job}); });"""
-ON_PROGRESS = """element.addEventListener('click', e => { const b = e.target.closest('[data-stop]');
-if (b) trigger('click', {job: b.dataset.stop}); });
+ON_PROGRESS = """element.addEventListener('click', e => {
+const b = e.target.closest('button[data-stop], button[data-resume], button[data-drop]'); if (!b) return;
+const act = ['stop', 'resume', 'drop'].find(name => name in b.dataset);
+trigger('click', {act, job: b.dataset[act]}); });
 const tell = () => window.k1 && window.k1.progressChanged(element); tell(); watch('value', tell);"""
+ON_PREVIEW = """const tell = () => window.k1 && window.k1.previewChanged && window.k1.previewChanged(element);
+tell(); watch('value', tell);"""
 ON_PROBLEM = (
     """const tell = () => window.k1 && window.k1.problemChanged(element); watch('value', tell);"""
 )
@@ -50,8 +55,16 @@ def build(
             with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
                 parts = _right()
         _connect_form(handlers, controls, dice)
+        _connect_memory(page, handlers, controls)
         _connect_jobs(handlers, controls, parts)
-        for function in (handlers.submit, handlers.status, handlers.stop, handlers.queue):
+        for function in (
+            handlers.submit,
+            handlers.status,
+            handlers.stop,
+            handlers.resume,
+            handlers.discard,
+            handlers.queue,
+        ):
             gr.api(function, api_name=function.__name__, queue=False)
     return page
 
@@ -113,6 +126,8 @@ def _right() -> dict[str, Any]:
         js_on_load=ON_PROGRESS,
         apply_default_css=False,
     )
+    gr.HTML(preview_views.FRAME, elem_id="k1-preview", js_on_load=None, apply_default_css=False)
+    parts["preview"] = gr.HTML("", elem_id="k1-preview-data", js_on_load=ON_PREVIEW)
     parts["player"] = gr.HTML(
         views.player(None), elem_id="k1-player", js_on_load=None, apply_default_css=False
     )
@@ -137,6 +152,28 @@ def _connect_form(handlers: Handlers, controls: dict[str, Any], dice: gr.Button)
     dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **quiet)
 
 
+def _connect_memory(page: gr.Blocks, handlers: Handlers, controls: dict[str, Any]) -> None:
+    """The browser keeps what is typed and gives it back when the page is loaded again."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    kept = [controls[name] for name in KEPT_NAMES]
+    names = json.dumps(KEPT_NAMES)
+    gr.on(
+        [control.change for control in kept],
+        None,
+        kept,
+        None,
+        js=f"(...values) => {{ window.k1.remember({names}, values); return []; }}",
+        **quiet,
+    )
+    page.load(
+        handlers.restored,
+        gr.Textbox(visible=False),
+        list(controls.values()),
+        js="() => [window.k1.remembered()]",
+        **quiet,
+    ).then(None, None, None, js="() => { window.k1.startRemembering(); return []; }", **quiet)
+
+
 def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str, Any]) -> None:
     """Generate, Stop, the timer and the results."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -147,7 +184,7 @@ def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str,
         "fn": handlers.refresh,
         "inputs": [watched, pinned, shown],
         "outputs": [
-            *(parts[name] for name in ("progress", "player", "gallery", "stop", "use")),
+            *(parts[name] for name in ("progress", "player", "gallery", "stop", "use", "preview")),
             shown,
         ],
         **quiet,
@@ -162,8 +199,16 @@ def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str,
     controls["image"].upload(
         handlers.picture_given, controls["image"], [controls["image"], parts["problem"]], **quiet
     )
-    parts["stop"].click(handlers.stop_watched, watched, None, **quiet).then(**look)
-    parts["progress"].click(handlers.stop_listed, None, None, **quiet).then(**look)
+    parts["stop"].click(
+        handlers.stop_watched,
+        [watched, gr.Textbox(visible=False)],
+        None,
+        js="(watched, mode) => [watched, window.k1.stopMode()]",
+        **quiet,
+    ).then(**look)
+    parts["progress"].click(
+        handlers.progress_pressed, None, [watched, parts["problem"]], **quiet
+    ).then(**look)
     parts["gallery"].click(handlers.choose, None, pinned, **quiet).then(**look)
     parts["use"].click(handlers.use_settings, [pinned, shown], every, **quiet)
     gr.Timer(POLL_S).tick(**look)
@@ -193,41 +238,10 @@ def studio_app(
         max_file_size="64mb",
         theme=theme.studio_theme(),
         css_paths=[theme.STYLE_FILE],
-        head=f"<script>{theme.SCRIPT_FILE.read_text(encoding='utf-8')}</script>",
+        head="".join(
+            f"<script>{file.read_text(encoding='utf-8')}</script>" for file in theme.SCRIPT_FILES
+        ),
     )
     # gradio checks that a file named by a caller was really uploaded only on pages it "launched" itself.
     page.has_launched = True
     return app
-
-
-def launch(options: StudioOptions) -> int:
-    """Run the studio until it is told to stop (Ctrl-C, SIGTERM).
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        UserError: the port is taken, or the options would let strangers in.
-    """
-    options.check()
-    listener = bind(options.bind_host, options.port)
-    from kandinsky5.worker.client import WorkerClient
-
-    client = WorkerClient(
-        state_dir=options.state_dir,
-        out_dir=options.out_dir,
-        models_dirs=options.models_dirs,
-        device=options.device,
-    )
-    machine = MachineNotice()
-    try:
-        server = StudioServer(studio_app(client, options, machine))
-        client.start()
-        machine.start()
-        with server.told_by_signals():
-            server.run(sockets=[listener])
-    finally:
-        machine.stop()
-        listener.close()
-        client.close()
-    return 0

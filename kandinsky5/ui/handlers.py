@@ -12,13 +12,15 @@ import gradio as gr
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import choices, form, views
+from kandinsky5.ui import choices, form, preview_views, remembered, views
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import JobSnapshot, WorkerClient
 
 GALLERY_LENGTH = 12
 HISTORY_LENGTH = 36
+RESUMABLE_LENGTH = 3
+"""Jobs that were cut short, listed below the progress; older ones stay in the history."""
 SETTING_NAMES = tuple(field.name for field in form.FIELDS)
 
 
@@ -68,7 +70,7 @@ class Handlers:
 
     def refresh(
         self, watched: str | None, pinned: str | None, shown: dict[str, str]
-    ) -> tuple[Any, Any, Any, Any, Any, dict[str, str]]:
+    ) -> tuple[Any, Any, Any, Any, Any, Any, dict[str, str]]:
         """What changed since the last look.
 
         Args:
@@ -77,21 +79,24 @@ class Handlers:
             shown: what the page shows by now, by name of the part.
 
         Returns:
-            Progress, player, gallery, Stop button, "use these settings" button, and ``shown`` anew.
+            Progress, player, gallery, Stop button, "use these settings" button, the preview's data, and
+            ``shown`` anew.
         """
         queue = self.client.queue()
         past = self.client.history(limit=HISTORY_LENGTH)
         done = [job for job in past if job.state == "done" and job.output]
         result = self._job(pinned) or next(iter(done), None)
         focus = self._focus(watched, queue)
-        if focus is None and past and past[0].state in ("failed", "interrupted"):
+        if focus is None and past and (past[0].state == "failed" or views.was_cut_short(past[0])):
             focus = past[0]
+        resumable = [job for job in past if job.is_resumable][:RESUMABLE_LENGTH]
         parts = {
-            "progress": views.progress(focus, queue),
+            "progress": views.progress(focus, queue, resumable),
             "player": views.player(result),
             "gallery": views.gallery(done[:GALLERY_LENGTH], result.id if result else None),
             "stop": "yes" if focus is not None and views.is_active(focus) else "",
             "result": result.id if result else "",
+            "preview": preview_views.preview_data(focus, beside_result=bool(pinned)),
         }
         new = {name: text for name, text in parts.items() if shown.get(name) != text}
         return (
@@ -100,6 +105,7 @@ class Handlers:
             new.get("gallery", gr.skip()),
             gr.update(interactive=bool(new["stop"])) if "stop" in new else gr.skip(),
             gr.update(visible=bool(new["result"])) if "result" in new else gr.skip(),
+            new.get("preview", gr.skip()),
             parts,
         )
 
@@ -118,16 +124,37 @@ class Handlers:
         except KeyError:
             return None
 
-    def stop_watched(self, watched: str | None) -> None:
-        """Stop the job whose progress the page shows."""
+    def stop_watched(self, watched: str | None, mode: str = "save") -> None:
+        """Stop the job whose progress the page shows; by default it can be resumed."""
         job = self._focus(watched, self.client.queue())
         if job is not None and views.is_active(job):
-            self.client.stop(job.id, "discard")
+            self.client.stop(job.id, mode or "save")
+
+    def progress_pressed(self, event: gr.EventData) -> tuple[Any, str]:
+        """A button in the progress card: stop a listed job, resume one that was cut short, or drop it.
+
+        Returns:
+            The job to watch, and the problem to show.
+        """
+        act, job_id = str(event._data.get("act", "stop")), str(event._data.get("job", ""))
+        try:
+            if act == "resume":
+                self.client.resume(job_id)
+                return job_id, ""
+            if act == "drop":
+                self.client.discard(job_id)
+            else:
+                self.stop_listed(event)
+        except KeyError:
+            return gr.skip(), views.problem("", "This job is no longer there.")
+        except K1Error as error:
+            return gr.skip(), views.problem("", str(error))
+        return gr.skip(), ""
 
     def stop_listed(self, event: gr.EventData) -> None:
         """Stop a job of the list under the progress."""
         if self._job(job_id := str(event._data.get("job", ""))) is not None:
-            self.client.stop(job_id, "discard")
+            self.client.stop(job_id, "save")
 
     def choose(self, event: gr.EventData) -> str | None:
         """The result whose tile was pressed."""
@@ -144,6 +171,13 @@ class Handlers:
         if job.result and request.seed is None:
             values["seed"] = str(job.result.get("seed", ""))
         return self._updates(values, PRESETS[request.preset])
+
+    def restored(self, kept: str | None) -> list[Any]:
+        """The form as the browser kept it; controls stay as they are when it kept nothing readable."""
+        values = remembered.values_from(kept)
+        if values is None:
+            return [gr.skip() for _ in form.FIELDS]
+        return self._updates(values, PRESETS[values["preset"]])
 
     def mode_chosen(self, mode: str) -> list[Any]:
         """The first preset of the mode, with its defaults."""
@@ -199,6 +233,21 @@ class Handlers:
             raise gr.Error(str(error), print_exception=False) from error
         return state
 
+    def resume(self, job_id: str) -> str:
+        """Let a job that ended without a result go on from its saved state; returns the state it had."""
+        state = self._known(job_id).state
+        try:
+            self.client.resume(job_id)
+        except K1Error as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return state
+
+    def discard(self, job_id: str) -> str:
+        """Drop what was saved of a job that is over; returns its state."""
+        state = self._known(job_id).state
+        self.client.discard(job_id)
+        return state
+
     def queue(self) -> list:
         """Jobs that run or wait, in order."""
         return [snapshot_dict(job) for job in self.client.queue()]
@@ -228,6 +277,14 @@ def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
         "created_at",
         "started_at",
         "finished_at",
+        "saved_step",
+        "saved_at",
     )
     values = {name: getattr(job, name) for name in names}
-    return {**values, "eta": job.eta_s, "notices": list(job.notices)}
+    return {
+        **values,
+        "eta": job.eta_s,
+        "notices": list(job.notices),
+        "previews": list(job.previews),
+        "resumable": job.is_resumable,
+    }

@@ -21,6 +21,47 @@ window.k1 = (() => {
     return lastToken;
   }
 
+  // What was typed stays in the browser's own storage: this tab's first, the last one's for a new tab.
+  const FORM_KEY = "k1-form";
+  const FORM_VERSION = 1;
+  const stores = ["sessionStorage", "localStorage"];
+  let remembering = false;
+
+  function readForm() {
+    for (const store of stores) {
+      try {
+        const text = window[store].getItem(FORM_KEY);
+        if (text) return text;
+      } catch { /* storage is switched off */ }
+    }
+    return "";
+  }
+
+  // Read before any control could write its default over it.
+  const formAtLoad = readForm();
+  const remembered = () => formAtLoad;
+  const startRemembering = () => { remembering = true; };
+  const isRemembering = () => remembering;
+
+  function remember(names, values) {
+    if (!remembering) return;
+    const named = Object.fromEntries(names.map((name, index) => [name, values[index]]));
+    const text = JSON.stringify({ version: FORM_VERSION, values: named });
+    for (const store of stores) {
+      try {
+        window[store].setItem(FORM_KEY, text);
+      } catch { /* switched off or full: the form is then not kept */ }
+    }
+  }
+
+  // What becomes of a stopped job: saved, unless the dialog was told to drop it.
+  let nextStop = "save";
+  function stopMode() {
+    const mode = nextStop;
+    nextStop = "save";
+    return mode;
+  }
+
   const dice = () => String(Math.floor(Math.random() * 2 ** 31));
   const active = () => document.querySelector("#k1-progress [data-active]");
 
@@ -58,11 +99,15 @@ window.k1 = (() => {
       dialog.id = "k1-ask";
       dialog.setAttribute("aria-labelledby", "k1-ask-text");
       dialog.innerHTML =
-        '<form method="dialog"><p id="k1-ask-text">Stop this job? What it has painted so far is dropped.</p>' +
+        '<form method="dialog"><p id="k1-ask-text">Stop this job? Saved, it can go on later from where it is.</p>' +
         '<div><button value="keep" autofocus>Keep going</button>' +
-        '<button value="stop" class="k1-danger">Stop it</button></div></form>';
+        '<button value="drop">Stop and drop it</button>' +
+        '<button value="stop" class="k1-danger">Stop and save</button></div></form>';
       dialog.addEventListener("close", () => {
-        if (dialog.returnValue === "stop") document.getElementById("k1-stop").click();
+        if (["stop", "drop"].includes(dialog.returnValue)) {
+          nextStop = dialog.returnValue === "drop" ? "discard" : "save";
+          document.getElementById("k1-stop").click();
+        }
         dialog.returnValue = "";
       });
       (document.querySelector(".gradio-container") || document.body).append(dialog);
@@ -101,5 +146,8 @@ window.k1 = (() => {
     });
   }
 
-  return { token, dice, progressChanged, problemChanged };
+  return {
+    token, dice, stopMode, progressChanged, problemChanged,
+    remember, remembered, startRemembering, isRemembering,
+  };
 })();

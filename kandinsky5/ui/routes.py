@@ -1,4 +1,4 @@
-"""The door in front of the studio, and the route that serves results.
+"""The door in front of the studio, and the routes that serve results and previews.
 
 The door is an ASGI middleware around everything: it refuses requests that other web sites make through the
 visitor's browser, asks for the password when there is one, and closes the parts of gradio that fetch from
@@ -134,9 +134,10 @@ def with_door(app: FastAPI, options: StudioOptions) -> None:
 
 
 def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:
-    """Routes that serve what jobs made: ``/k1/result/{job_id}``, in ranges so that a video can be sought.
+    """Routes that serve what jobs made.
 
-    The path of the file comes from the store alone and must lie in ``out_dir``.
+    ``/k1/result/{job_id}`` in ranges so that a video can be sought: the path of the file comes from the store
+    alone and must lie in ``out_dir``. ``/k1/preview/{job_id}/{step}``: the client knows where it lies.
     """
     router = APIRouter()
     root = out_dir.expanduser().resolve()
@@ -163,5 +164,17 @@ def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:
             else "inline",
             headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"},
         )
+
+    @router.api_route("/k1/preview/{job_id}/{step}", methods=["GET", "HEAD"])
+    def preview(job_id: str, step: int) -> Response:
+        try:
+            path = client.preview_path(job_id, step)
+            picture = None if path is None else path.read_bytes()
+        except (KeyError, OSError):  # older runs' previews go while pages still look at them
+            picture = None
+        if picture is None:
+            return PlainTextResponse("No such preview.", 404)
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return Response(picture, media_type="image/webp", headers=headers)
 
     return router

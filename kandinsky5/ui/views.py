@@ -51,26 +51,39 @@ def is_active(job: JobSnapshot) -> bool:
     return job.state in ("queued", "running")
 
 
+def was_cut_short(job: JobSnapshot) -> bool:
+    """Whether the job was interrupted, or stopped in a way that lets it go on."""
+    return job.state == "interrupted" or job.is_resumable
+
+
 def prompt_of(job: JobSnapshot) -> str:
     return str(job.request.get("prompt", ""))
 
 
-def progress(job: JobSnapshot | None, queue: Sequence[JobSnapshot]) -> str:
-    """The card that tells how the watched job fares, and the jobs around it."""
+def progress(
+    job: JobSnapshot | None,
+    queue: Sequence[JobSnapshot],
+    resumable: Sequence[JobSnapshot] = (),
+) -> str:
+    """The card that tells how the watched job fares, the jobs around it and those that can be resumed."""
+    rows = "".join(_queue_row(other) for other in queue if job is None or other.id != job.id)
+    rows += "".join(
+        _resumable_row(other) for other in resumable if job is None or other.id != job.id
+    )
+    others = f'<ol class="k1-queue" aria-label="Other jobs">{rows}</ol>' if rows else ""
     if job is None:
         return (
             '<section class="k1-progress" data-state="idle" data-title="K1">'
-            '<p class="k1-line"><b>Ready</b><span>Describe a scene, then press Generate.</span></p></section>'
+            '<p class="k1-line"><b>Ready</b><span>Describe a scene, then press Generate.</span></p>'
+            f"{others}</section>"
         )
     head, detail, bar = _progress_parts(job)
     active = ' data-active="yes"' if is_active(job) else ""
-    others = "".join(_queue_row(other) for other in queue if other.id != job.id)
-    others = f'<ol class="k1-queue" aria-label="Other jobs">{others}</ol>' if others else ""
     return (
         f'<section class="k1-progress" data-state="{safe(job.state)}" data-job="{safe(job.id)}"'
         f' data-title="{safe(_title(job))}"{active}>'
         f'<p class="k1-line" role="status"><b>{safe(head)}</b><span>{safe(detail)}</span></p>{bar}'
-        f'<p class="k1-what">{safe(prompt_of(job))}</p>{_notices(job)}{others}</section>'
+        f'<p class="k1-what">{safe(prompt_of(job))}</p>{_notices(job)}{_ways_on(job)}{others}</section>'
     )
 
 
@@ -138,6 +151,29 @@ def _queue_row(job: JobSnapshot) -> str:
         f'<li><span class="k1-place">{safe(place)}</span><span class="k1-clip">{safe(prompt_of(job))}</span>'
         f'<button type="button" class="k1-cancel" data-stop="{safe(job.id)}" title="Stop this job"'
         f' aria-label="Stop: {safe(prompt_of(job)[:60])}">Stop</button></li>'
+    )
+
+
+def _ways_on(job: JobSnapshot) -> str:
+    """Buttons of a job that can be resumed."""
+    if not job.is_resumable:
+        return ""
+    return (
+        f'<p class="k1-ways"><button type="button" class="k1-resume" data-resume="{safe(job.id)}">'
+        f"Resume from step {job.saved_step}</button>"
+        f'<button type="button" class="k1-cancel" data-drop="{safe(job.id)}">Drop it</button></p>'
+    )
+
+
+def _resumable_row(job: JobSnapshot) -> str:
+    text = safe(prompt_of(job)[:60])
+    return (
+        f'<li><span class="k1-place">{job.saved_step}/{job.total}</span>'
+        f'<span class="k1-clip">{safe(prompt_of(job))}</span>'
+        f'<button type="button" class="k1-cancel" data-resume="{safe(job.id)}"'
+        f' title="Go on from step {job.saved_step}" aria-label="Resume: {text}">Resume</button>'
+        f'<button type="button" class="k1-cancel" data-drop="{safe(job.id)}"'
+        f' title="Drop what was saved of it" aria-label="Drop: {text}">Drop</button></li>'
     )
 
 

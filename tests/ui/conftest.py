@@ -57,7 +57,8 @@ def fake_client() -> ModuleType:
 def serve() -> Iterator[Callable[..., Studio]]:
     """Start a studio over a client (``serve(client, options)``); all are ended with the module."""
     from kandinsky5.ui.app import studio_app
-    from kandinsky5.ui.server import StudioServer, bind
+    from kandinsky5.ui.listener import bind
+    from kandinsky5.ui.server import StudioServer
 
     running: list[tuple[Any, threading.Thread, Any]] = []
 

@@ -7,34 +7,17 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
+from PIL import Image
 
+from kandinsky5.errors import UserError
 from kandinsky5.request import GenerationRequest
-
-
-@dataclass(frozen=True)
-class FakeSnapshot:
-    id: str
-    state: str
-    request: dict[str, Any]
-    stage: str | None = None
-    step: int = 0
-    total: int = 0
-    seconds_per_step: float | None = None
-    eta_s: float | None = None
-    place: int = -1
-    output: str | None = None
-    message: str | None = None
-    notices: tuple[str, ...] = ()
-    result: dict[str, Any] | None = None
-    created_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
+from kandinsky5.worker.client import JobSnapshot
 
 
 def write_video(path: Path, size_px: int = 64, frames: int = 25) -> None:
@@ -52,12 +35,25 @@ def write_video(path: Path, size_px: int = 64, frames: int = 25) -> None:
     writer.close()
 
 
+def write_preview(path: Path, progress: float) -> None:
+    """A disc that moves right over four frames and grows sharper with the progress."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[0:48, 0:72].astype(np.float32)
+    pictures = []
+    for index in range(4):
+        distance = np.hypot(x - 16 - 12 * index, y - 24)
+        inside = np.clip((14 - distance) * (0.05 + progress) / 3 + 0.5, 0, 1)[..., None]
+        frame = inside * (222, 44, 40) + (1 - inside) * (26, 28, 34)
+        pictures.append(Image.fromarray(frame.astype(np.uint8)))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=167, loop=0)
+
+
 class FakeClient:
     """The contract of the worker's client.
 
     Args:
         out_dir: where videos go.
-        steps: steps of each job.
+        steps: steps of each job; each leaves a preview, a disc further to the right.
         held: jobs stand still before each step that :meth:`allow` or :meth:`release` has not let pass.
     """
 
@@ -65,9 +61,10 @@ class FakeClient:
         self.out_dir = out_dir
         self.steps = steps
         self._allowed: float = 0 if held else math.inf
-        self._jobs: dict[str, FakeSnapshot] = {}
+        self._jobs: dict[str, JobSnapshot] = {}
         self._tokens: dict[str, str] = {}
         self._stopping: set[str] = set()
+        self._modes: dict[str, str] = {}
         self._change = threading.Condition(threading.RLock())
         self._numbers = itertools.count(1)
         self._closed = False
@@ -106,6 +103,8 @@ class FakeClient:
         with self._change:
             self._jobs.clear()
             self._tokens.clear()
+            self._stopping.clear()
+            self._modes.clear()
 
     def wait(self, condition: Any, timeout_s: float = 120.0) -> None:
         with self._change:
@@ -118,7 +117,7 @@ class FakeClient:
             if token and token in self._tokens:
                 return self._tokens[token]
             job_id = f"job{next(self._numbers)}"
-            self._jobs[job_id] = FakeSnapshot(
+            self._jobs[job_id] = JobSnapshot(
                 job_id, "queued", request.to_dict(), created_at=time.time()
             )
             if token:
@@ -126,29 +125,49 @@ class FakeClient:
             self._change.notify_all()
             return job_id
 
+    def resume(self, job_id: str) -> None:
+        with self._change:
+            job = self.status(job_id)
+            if not job.is_resumable:
+                raise UserError("job", job_id, f"it is {job.state} and has no saved state")
+            self._set(job_id, state="queued", resume_from=job.saved_state, finished_at=None)
+
+    def discard(self, job_id: str) -> None:
+        with self._change:
+            if self.status(job_id).is_resumable:
+                self._set(job_id, saved_state=None, saved_step=None)
+
+    def preview_path(self, job_id: str, step: int) -> Path | None:
+        path = self._preview_file(job_id, step)
+        return path if step in self.status(job_id).previews and path.is_file() else None
+
+    def _preview_file(self, job_id: str, step: int) -> Path:
+        return self.out_dir.with_name("previews") / job_id / f"{step}.webp"
+
     def stop(self, job_id: str, mode: str = "discard") -> None:
         with self._change:
+            self._modes[job_id] = mode
             if self._jobs[job_id].state == "queued":
                 self._set(job_id, state="stopped", finished_at=time.time())
             else:
                 self._stopping.add(job_id)
                 self._change.notify_all()
 
-    def status(self, job_id: str) -> FakeSnapshot:
+    def status(self, job_id: str) -> JobSnapshot:
         with self._change:
             for job in self.queue():
                 if job.id == job_id:
                     return job
             return self._jobs[job_id]
 
-    def queue(self) -> tuple[FakeSnapshot, ...]:
+    def queue(self) -> tuple[JobSnapshot, ...]:
         with self._change:
             running = [job for job in self._jobs.values() if job.state == "running"]
             waiting = [job for job in self._jobs.values() if job.state == "queued"]
             places = itertools.count(0 if running else 1)
             return tuple(replace(job, place=next(places)) for job in running + waiting)
 
-    def history(self, limit: int = 24, offset: int = 0) -> Sequence[FakeSnapshot]:
+    def history(self, limit: int = 24, offset: int = 0) -> Sequence[JobSnapshot]:
         with self._change:
             over = [job for job in self._jobs.values() if job.state not in ("running", "queued")]
             over.sort(key=lambda job: job.finished_at or 0, reverse=True)
@@ -178,14 +197,24 @@ class FakeClient:
 
     def _run(self, job_id: str) -> None:
         request = self._jobs[job_id].request
+        self._stopping.discard(job_id)
         self._set(job_id, state="running", stage="load", started_at=time.time(), total=self.steps)
-        for step in range(self.steps):
+        for step in range(self._jobs[job_id].saved_step or 0, self.steps):
             if not self._may_step(job_id):
-                self._set(job_id, state="stopped", finished_at=time.time())
+                saved: dict[str, Any] = {}
+                if self._modes.get(job_id) == "save" and step:
+                    saved = {"saved_state": f"/states/{job_id}", "saved_step": step}
+                self._set(job_id, state="stopped", finished_at=time.time(), **saved)
                 return
+            write_preview(self._preview_file(job_id, step + 1), (step + 1) / self.steps)
             left = self.steps - step - 1
             self._set(
-                job_id, stage="denoise", step=step + 1, seconds_per_step=0.4, eta_s=0.4 * left
+                job_id,
+                stage="denoise",
+                step=step + 1,
+                seconds_per_step=0.4,
+                eta_s=0.4 * left,
+                previews=tuple(range(1, step + 2)),
             )
         if "fail" in request["prompt"]:
             self._set(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,6 +119,19 @@ def test_settings_of_the_shown_result_come_back_with_the_seed_that_was_drawn(han
     assert (got["size"], got["width"]) == (choices.CUSTOM_SIZE, 96)
 
 
+def test_a_kept_form_fills_every_control_but_the_picture(handlers):
+    kept = {"preset": "demo-i2v", "prompt": "it moves", "steps": 9}
+    updates = dict(
+        zip(
+            form.BY_NAME, handlers.restored(json.dumps({"version": 1, "values": kept})), strict=True
+        )
+    )
+    assert (updates["prompt"]["value"], updates["steps"]["value"]) == ("it moves", 9)
+    assert updates["image"] == gr.update(visible=True)
+    assert updates["preset"]["choices"] == handlers.presets("i2v")
+    assert all(map(skipped, handlers.restored("")))
+
+
 def test_choosing_a_mode_loads_its_first_preset_and_shows_the_image(handlers):
     updates = dict(zip(form.BY_NAME, handlers.mode_chosen("i2v"), strict=True))
     assert updates["preset"]["value"] == "demo-i2v"
@@ -147,6 +161,7 @@ def test_programs_submit_look_and_stop(handlers, client):
     [
         ({"prompt": ""}, "prompt"),
         ({"prompt": "x", "colour": "red"}, "colour"),
+        ({"prompt": "x", "steps": "many", "seed": -5, "colour": 1}, "(?s)seed: .*steps: .*colour"),
         ("{not json", "not JSON"),
         ([], "JSON object"),
         ({"prompt": "x", "out": "/etc/motd.mp4"}, "out"),

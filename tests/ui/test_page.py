@@ -13,6 +13,8 @@ pytestmark = pytest.mark.browser
 
 PROMPT = "#k1-f-prompt textarea"
 SEED = "#k1-f-seed input, #k1-f-seed textarea"
+STEPS = "#k1-f-steps input[type=number]"
+PROMPT_IS_FILLED = "() => document.querySelector('#k1-f-prompt textarea')?.value"
 PICTURE_READY = "() => document.querySelector('#k1-f-image img')?.naturalWidth === 64"
 SEED_IS_NUMBER = (
     "() => /^[0-9]+$/.test("
@@ -74,6 +76,37 @@ def test_a_reload_finds_the_running_job_and_can_stop_it(quiet_studio, open_page)
     page.click("#k1-stop")
     page.wait_for_selector("#k1-progress [data-state=stopped], #k1-progress [data-state=idle]")
     assert quiet_studio.client.queue() == ()
+
+
+def test_a_reload_keeps_what_was_typed(quiet_studio, open_page):
+    page = open_page(quiet_studio.url)
+    page.wait_for_function("() => window.k1.isRemembering()")
+    page.click("#k1-f-mode label:has-text('Image → video')")
+    page.wait_for_selector("#k1-f-image")
+    page.fill(PROMPT, 'it "moves" 🎨 <b>')
+    page.fill(SEED, "77")
+    page.fill(STEPS, "0")
+    page.reload()
+    page.wait_for_function(PROMPT_IS_FILLED)
+    page.wait_for_selector("#k1-f-image")
+    assert page.input_value(PROMPT) == 'it "moves" 🎨 <b>'
+    assert (page.input_value(SEED), page.input_value(STEPS)) == ("77", "0")
+    other_tab = page.context.new_page()
+    other_tab.goto(quiet_studio.url)
+    other_tab.wait_for_function(PROMPT_IS_FILLED)
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", '{"version": 0}', '{"version": 1, "values": {"preset": 7}}']
+)
+def test_a_broken_memory_leaves_a_working_page(quiet_studio, open_page, broken):
+    page = open_page(quiet_studio.url)
+    page.wait_for_function("() => window.k1.isRemembering()")
+    page.evaluate("text => { sessionStorage['k1-form'] = localStorage['k1-form'] = text; }", broken)
+    page.reload()
+    page.wait_for_function("() => window.k1?.isRemembering()")
+    start(page, "a red circle")
+    page.wait_for_function(PLAYING)
 
 
 def test_two_tabs_make_two_jobs_and_a_double_click_one(quiet_studio, open_page):

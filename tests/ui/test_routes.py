@@ -96,7 +96,7 @@ def results(fake_client, tmp_path):
     app.include_router(result_routes(client, tmp_path / "outputs"))
 
     def finished(output: str | None) -> str:
-        job = fake_client.FakeSnapshot("j1", "done", {"prompt": "x"}, output=output)
+        job = fake_client.JobSnapshot("j1", "done", {"prompt": "x"}, output=output)
         client._jobs["j1"] = dataclasses.replace(job)
         return "/k1/result/j1"
 

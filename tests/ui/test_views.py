@@ -11,7 +11,7 @@ HOSTILE = "<script>alert(1)</script> ${1+1} {{7}} `x` \"' 🎨"
 def job(fake_client):
     def make(state: str = "running", **changes):
         values = {"id": "j1", "state": state, "request": {"prompt": HOSTILE, "preset": "demo-t2v"}}
-        return fake_client.FakeSnapshot(**{**values, **changes})
+        return fake_client.JobSnapshot(**{**values, **changes})
 
     return make
 
