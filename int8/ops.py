@@ -35,8 +35,7 @@ def before_quantising(
     return x
 
 
-@torch.library.custom_op("k1_int8::quantize", mutates_args=())
-def quantize_op(
+def _quantize(
     x: torch.Tensor,
     group: int,
     rotate: bool,
@@ -63,6 +62,9 @@ def quantize_op(
     return values, scales
 
 
+quantize_op = torch.library.custom_op("k1_int8::quantize", _quantize, mutates_args=())
+
+
 @quantize_op.register_fake
 def _quantize_fake(
     x: torch.Tensor,
@@ -78,8 +80,7 @@ def _quantize_fake(
     return values, torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
 
 
-@torch.library.custom_op("k1_int8::matmul", mutates_args=())
-def matmul_op(
+def _matmul(
     xq: torch.Tensor,
     x_scales: torch.Tensor,
     weights: Sequence[torch.Tensor],
@@ -110,6 +111,9 @@ def matmul_op(
     return outs
 
 
+matmul_op = torch.library.custom_op("k1_int8::matmul", _matmul, mutates_args=())
+
+
 @matmul_op.register_fake
 def _matmul_fake(
     xq: torch.Tensor,
@@ -125,6 +129,16 @@ def _matmul_fake(
     return [
         torch.empty((xq.shape[0], q.shape[0]), dtype=out_dtype, device=xq.device) for q in weights
     ]
+
+
+def _runs_at_once(x: torch.Tensor) -> bool:
+    """Whether x holds numbers and nobody traces what is done with it: no operator is needed then.
+
+    The first call of an operator of torch.library loads torch's compiler: seconds, and 100 MB.
+    """
+    if type(x) is not torch.Tensor or x.is_meta or torch.compiler.is_compiling():
+        return False
+    return not (x.requires_grad and torch.is_grad_enabled())
 
 
 def quantize_rows(
@@ -149,7 +163,8 @@ def quantize_rows(
     shift = None if shift is None else shift.reshape(-1)
     scale = None if scale is None else scale.reshape(-1)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    return quantize_op(rows, scheme.group, scheme.rotate, prologue, shift, scale, backend)
+    quantize = _quantize if _runs_at_once(rows) else quantize_op
+    return quantize(rows, scheme.group, scheme.rotate, prologue, shift, scale, backend)
 
 
 def quantize_activation(
@@ -256,7 +271,8 @@ def matmul_rows(
     backend: str = AUTO,
 ) -> list[torch.Tensor]:
     """What ``quantize_rows`` gave, times each of the weights: [M, N] each."""
-    return matmul_op(
+    matmul = _matmul if _runs_at_once(quantized[0]) else matmul_op
+    return matmul(
         *quantized,
         weights,
         weight_scales,

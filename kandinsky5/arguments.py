@@ -12,15 +12,7 @@ from typing import Any, NoReturn
 from kandinsky5.benches import BENCHES
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.request import CHOICES, RANGES, GenerationRequest
-
-NOT_YET = {
-    "resume": "go on from a saved state",
-    "decode": "only the VAE: latents to a video",
-    "plan": "the memory plan of a job",
-    "convert": "quantise a checkpoint",
-    "download": "fetch what a preset needs",
-}
-"""Commands whose names are settled and whose work has not landed."""
+from kandinsky5.resume_command import decode_options, resume_options
 
 LORA_SUFFIX = ".safetensors"
 
@@ -72,6 +64,8 @@ REQUEST_OPTIONS = (
     Option("--steps", "steps", "N", "steps of the schedule"),
     Option("--guidance", "guidance", "G", "classifier-free guidance; 1 is off"),
     Option("--shift", "shift", "X", "schedule shift"),
+    Option("--guidance-start", "guidance_start", "P", "first share of the steps without (0)"),
+    Option("--guidance-end", "guidance_end", "P", "guided up to this share of the steps (1)"),
     Option("--dit", "dit", "PATH", "a transformer checkpoint of your own"),
     Option("--model-dir", "model_dir", "DIR", "a whole model, in either published layout"),
     Option("--weights", "weights", _choices("weights"), "format of the transformer's weights"),
@@ -79,7 +73,15 @@ REQUEST_OPTIONS = (
     Option("--vram", "vram", "GB", "GPU memory to stay within"),
     Option("--ram", "ram", "GB", "main memory to stay within"),
     Option("--attention", "attention", _choices("attention"), "attention engine"),
+    Option("--nabla-p", "nabla_p", "P", "share of the probability that NABLA keeps (the preset's)"),
+    Option("--nabla-wt", "nabla_wt", "N", "NABLA's window in latent frames (11)"),
+    Option("--nabla-wh", "nabla_wh", "N", "NABLA's window along the height in tiles of 128 px (3)"),
+    Option("--nabla-ww", "nabla_ww", "N", "NABLA's window along the width, likewise (3)"),
     Option("--cache", "cache", _choices("cache"), "step cache"),
+    Option("--cache-threshold", "cache_threshold", "X", "more skips more (0.12)"),
+    Option(
+        "--cache-retention", "cache_retention", "P", "first share of the steps left alone (0.2)"
+    ),
     Option("--init-latents", "init_latents", "F", "starting noise instead of the seed's"),
     Option("--save-latents", "save_latents", "F", "keep the final latents in this file"),
     Option("--out", "out", "F", "the result's file (default: a new name in the output folder)"),
@@ -87,6 +89,24 @@ REQUEST_OPTIONS = (
     Option("--dtype", "dtype", _choices("dtype"), "what the transformer computes in"),
     Option("--crf", "crf", "N", "H.264 quality, 0 (lossless) to 51"),
 )
+
+PLAN_FIELDS = (
+    "preset",
+    "width",
+    "height",
+    "seconds",
+    "steps",
+    "guidance",
+    "dit",
+    "weights",
+    "text_weights",
+    "vram",
+    "ram",
+    "attention",
+    "device",
+    "dtype",
+)
+"""Fields of a request on which its memory plan depends."""
 
 
 def build_parser() -> Parser:
@@ -106,16 +126,33 @@ def build_parser() -> Parser:
 
     _studio_options(add("ui", "open the studio in the browser"))
     _generate_options(add("generate", "run one job without a browser"))
-    for name, text in NOT_YET.items():
-        add(name, f"not yet: {text}")
+    for name, text, options in (
+        ("resume", "go on from a saved state", resume_options),
+        ("decode", "only the VAE: latents to a video", decode_options),
+    ):
+        command = add(name, text)
+        options(command)
+        _folder_options(command, "outdir", "models_dir", "state_dir")
+        _json_option(command)
+    download = add("download", "fetch what a preset needs from the hub; goes on where it stopped")
+    download.add_argument("preset", metavar="PRESET", help="see: k1.py presets")
+    download.add_argument("--dry-run", action="store_true", help="only list files and sizes")
+    _folder_options(download, "models_dir", "state_dir")
+    _json_option(download)
     inspect = add("inspect", "what a model file is, told from its header")
     inspect.add_argument("file", metavar="FILE", help="a checkpoint, an index or a folder")
+    plan = add("plan", "the memory plan of a job: what stays, what is streamed, what would fit")
+    _plan_options(plan)
     presets = add("presets", "the table of presets")
     doctor = add("doctor", "what this machine can do, with self-tests")
     _folder_options(doctor, "outdir", "models_dir", "state_dir")
+    convert = add(
+        "convert", "quantise a checkpoint once, in little memory; goes on where it was stopped"
+    )
+    _convert_options(convert)
     bench = add("bench", "run a benchmark")
     _bench_options(bench)
-    for command in (inspect, presets, doctor):
+    for command in (inspect, plan, presets, doctor, convert):
         _json_option(command)
     return parser
 
@@ -162,20 +199,32 @@ def default_state_dir() -> Path:
     return (Path(home) if home else Path("~/.local/state").expanduser()) / "k1"
 
 
+def _request_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    kind: Any = _number_of(option.field) if option.field in RANGES else str
+    parser.add_argument(
+        option.flag,
+        dest=option.field,
+        metavar=option.metavar,
+        help=option.help,
+        type=kind,
+        default=argparse.SUPPRESS,
+    )
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    for option in REQUEST_OPTIONS:
+        if option.field in PLAN_FIELDS:
+            _request_option(parser, option)
+    _no_expand_option(parser)
+    _folder_options(parser, "state_dir")
+
+
 def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request", metavar="JOB.JSON", help="take the job from a file; options override it"
     )
     for option in REQUEST_OPTIONS:
-        kind: Any = _number_of(option.field) if option.field in RANGES else str
-        parser.add_argument(
-            option.flag,
-            dest=option.field,
-            metavar=option.metavar,
-            help=option.help,
-            type=kind,
-            default=argparse.SUPPRESS,
-        )
+        _request_option(parser, option)
     parser.add_argument(
         "--lora",
         dest="loras",
@@ -185,6 +234,12 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="an adapter and how strongly it acts; may be given several times",
     )
+    _no_expand_option(parser)
+    _folder_options(parser, "outdir", "models_dir", "state_dir")
+    _json_option(parser)
+
+
+def _no_expand_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-expand",
         dest="expand",
@@ -192,8 +247,6 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="leave the prompt as it is",
     )
-    _folder_options(parser, "outdir", "models_dir", "state_dir")
-    _json_option(parser)
 
 
 def _studio_options(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +256,17 @@ def _studio_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auth", metavar="USER:PASS", help="ask every visitor for these")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     _folder_options(parser, "outdir", "models_dir", "state_dir")
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help="a transformer checkpoint, an index or a folder"
+    )
+    parser.add_argument("--to", required=True, choices=("int8", "bf16"), help="the format wanted")
+    parser.add_argument("--out", required=True, metavar="F", help="the new file, .safetensors")
+    parser.add_argument(
+        "--verify", action="store_true", help="then compare: noise of every layer in dB"
+    )
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:

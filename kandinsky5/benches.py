@@ -53,7 +53,10 @@ class Bench:
         function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
         try:
             return function(**given)
-        except NotImplementedError as error:  # how packages that know no UserError say "not here"
+        except (
+            NotImplementedError,
+            ValueError,
+        ) as error:  # how packages that know no UserError say "not here"
             raise UserError("bench", name, str(error)) from error
 
 
@@ -68,6 +71,158 @@ BENCHES: dict[str, Bench] = {
             BenchOption("--mode", "t2v or i2v (t2v)", str),
             BenchOption("--keep", "keep the clips in this folder", str),
             BenchOption("--weights", "format of the transformer's weights (auto)", str),
+        ),
+    ),
+    "magcache-ratios": Bench(
+        "how much longer what the built-in model's blocks add becomes from step to step",
+        "kandinsky5.demo.magcache:magcache_ratios",
+        (
+            BenchOption("--mode", "t2v or i2v (t2v)", str),
+            BenchOption("--pairs", "how many clips (8)"),
+            BenchOption("--seed", "of the questions (90000)"),
+        ),
+    ),
+    "magcache-demo": Bench(
+        "what MagCache saves the built-in model, and what it costs in adherence",
+        "kandinsky5.demo.magcache:magcache_demo",
+        (
+            BenchOption("--mode", "t2v or i2v (t2v)", str),
+            BenchOption("--pairs", "clips each way (30)"),
+            BenchOption("--seed", "of the questions (20000)"),
+            BenchOption("--steps", "of a clip (the preset's)"),
+        ),
+    ),
+    "activations": Bench(
+        "memory that an evaluation of the transformer needs beside its weights, counted",
+        "kandinsky5.model.bench:activations",
+        (
+            BenchOption("--tokens", "tokens per chunk (2048)"),
+            BenchOption("--heads", "heads per group of self-attention (8)"),
+        ),
+    ),
+    "nabla": Bench(
+        "memory in which sparse attention chooses its blocks, counted, and whether it chooses the same",
+        "kandinsky5.model.nabla_bench:nabla",
+        (
+            BenchOption("--heads", "of the case in which blocks are compared (4)"),
+            BenchOption("--seed", "of that case (0)"),
+        ),
+    ),
+    "warm-start": Bench(
+        "how soon a worker begins its first and its second job",
+        "kandinsky5.worker.bench:warm_start",
+        (
+            BenchOption("--preset", "one that makes a video from text (demo-t2v)", str),
+            BenchOption("--steps", "of each job (the preset's)"),
+        ),
+    ),
+    "convert": Bench(
+        "how fast a checkpoint becomes int8, and in how much memory",
+        "kandinsky5.conversion.bench:conversion",
+        (
+            BenchOption("--blocks", "visual blocks in Lite's shapes (2); 32 are 4 GB"),
+            BenchOption("--folder", "where there is room for two such files", str),
+        ),
+    ),
+    "stream-bytes": Bench(
+        "what a block weighs and what a guided step moves, counted without weights",
+        "kandinsky5.bench.stream_bytes:stream_bytes",
+        (
+            BenchOption("--slots", "buffers on the device (2)"),
+            BenchOption("--resident", "blocks that stay on the device (0)"),
+            BenchOption("--steps", "to run (3)"),
+        ),
+    ),
+    "stream-sim": Bench(
+        "whether computing waits for weights, with given times on a virtual clock",
+        "kandinsky5.bench.stream_sim:stream_sim",
+        (
+            BenchOption("--slots", "buffers on the device (2)"),
+            BenchOption("--resident", "blocks that stay on the device (0)"),
+            BenchOption("--steps", "of each case (10)"),
+            BenchOption("--schedules", "how many of random times (100)"),
+            BenchOption("--seed", "of the random times (0)"),
+            BenchOption("--compute-ms", "measured time of one block: adds a case", float),
+            BenchOption("--link-gb-s", "rate of that case's link (25)", float),
+            BenchOption("--disk-gb-s", "rate of that case's disk (none)", float),
+        ),
+    ),
+    "stream": Bench(
+        "streamed against resident and against swapping by eviction; needs a GPU",
+        "kandinsky5.bench.stream:stream",
+        (
+            BenchOption("--model", "pro, lite or image (pro)", str),
+            BenchOption("--weights", "bf16 or int8 (bf16)", str),
+            BenchOption("--size", "512x768x121 or 1024x1024x1 (512x768x121)", str),
+            BenchOption("--blocks", "how many of the model's (all)"),
+            BenchOption("--slots", "buffers on the device (2)"),
+            BenchOption("--steps", "timed (2)"),
+        ),
+    ),
+    "plan-peaks": Bench(
+        "device memory that plans predict against what is allocated, counted without a device",
+        "kandinsky5.bench.plan_peaks:plan_peaks",
+    ),
+    "int8-demo": Bench(
+        "what int8 weights cost in quality: adherence, latents, a block in Pro's shapes",
+        "kandinsky5.bench.int8_demo:int8_demo",
+        (
+            BenchOption("--pairs", "how many clips of each (60)"),
+            BenchOption("--seed", "of the questions (20000)"),
+            BenchOption("--steps", "of a clip (the preset's)"),
+            BenchOption("--mode", "t2v or i2v (t2v)", str),
+        ),
+    ),
+    "pro-evaluation": Bench(
+        "seconds and device memory of whole evaluations, random weights; needs a GPU",
+        "kandinsky5.bench.pro_evaluation:pro_evaluation",
+        (
+            BenchOption("--model", "pro, lite or image (pro)", str),
+            BenchOption("--weights", "bf16 or int8 (bf16)", str),
+            BenchOption("--size", "HEIGHTxWIDTHxFRAMES, such as 1024x1024x241 (512x768x121)", str),
+            BenchOption("--way", "resident, streamed or both (both)", str),
+            BenchOption("--branches", "2 for a guided step (1)"),
+            BenchOption("--steps", "timed (2)"),
+            BenchOption("--tokens", "tokens per chunk (4096)"),
+            BenchOption("--cap-gb", "most device memory allowed (all)", float),
+        ),
+    ),
+    "pro-forward": Bench(
+        "Pro in its true shapes on the CPU, int8 weights streamed from a file of 21 GB made for it",
+        "kandinsky5.bench.pro_forward:pro_forward",
+        (
+            BenchOption("--model", "another member of the family: lite or image (pro)", str),
+            BenchOption("--blocks", "visual blocks (all); fewer make a smaller file"),
+            BenchOption("--text-blocks", "text blocks (all)"),
+            BenchOption("--tokens", "visual tokens, a multiple of 4 (4)"),
+            BenchOption("--steps", "guided ones (2)"),
+            BenchOption("--folder", "where there is room for the file", str),
+        ),
+    ),
+    "decode-work": Bench(
+        "work and memory of the VAE's decode with the published shapes, counted without weights",
+        "kandinsky5.bench.decode_work:decode_work",
+        (
+            BenchOption("--height", "of the video of 121 frames whose work is counted (512)"),
+            BenchOption("--width", "likewise (768)"),
+        ),
+    ),
+    "int8-accuracy": Bench(
+        "signal to noise of the int8 scheme, of the community's and of others",
+        "int8.accuracy:int8_accuracy",
+        (
+            BenchOption("--tokens", "rows of the input (128)"),
+            BenchOption("--features", "channels of the input (4096)"),
+            BenchOption("--outputs", "channels of the result (256)"),
+            BenchOption("--seed", "of everything random (0)"),
+        ),
+    ),
+    "int8": Bench(
+        "int8 linear layers against bf16 in Pro's four shapes; needs a GPU",
+        "int8.bench:int8_bench",
+        (
+            BenchOption("--tokens", "rows of the input (47616)"),
+            BenchOption("--repetitions", "timed runs of each, their median counts (20)"),
         ),
     ),
 }

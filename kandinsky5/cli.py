@@ -26,8 +26,7 @@ from typing import Any
 
 import kandinsky5
 from kandinsky5.arguments import (
-    NOT_YET,
-    UsageError,
+    PLAN_FIELDS,
     build_parser,
     default_state_dir,
     request_of,
@@ -37,6 +36,7 @@ from kandinsky5.errors import CheckpointError, K1Error, Stopped
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.progress import ProgressLine
 from kandinsky5.request import GenerationRequest, settle
+from kandinsky5.resume_command import decode, kept_states, resume
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(typed: Sequence[str]) -> argparse.Namespace:
-    if typed[0] in NOT_YET and not {"-h", "--help"} & set(typed):
-        raise UsageError(f"{typed[0]}: not yet in this version; README.md says what works")
     arguments = build_parser().parse_args(typed)
     if arguments.version:
         arguments.command = "version"
@@ -111,6 +109,7 @@ def _version(arguments: argparse.Namespace) -> Reply:
 
 
 def _ui(arguments: argparse.Namespace) -> Reply:
+    from kandinsky5.ui.launch import launch
     from kandinsky5.ui.options import StudioOptions
 
     options = StudioOptions(
@@ -123,23 +122,41 @@ def _ui(arguments: argparse.Namespace) -> Reply:
         models_dirs=tuple(arguments.models_dirs),
         device=arguments.device,
     )
-    options.check()
-    _tell(f"opening the studio at http://{_in_url(options.host)}:{options.port} (Ctrl-C ends it)")
-    from kandinsky5.ui.app import launch  # gradio takes seconds to import: only once all is well
-
-    return Reply(None, "", launch(options))
+    return Reply(None, "", launch(options, announce=_tell))
 
 
 def _generate(arguments: argparse.Namespace) -> Reply:
     request = _with_output(request_of(arguments), arguments.outdir)
-    progress = ProgressLine(sys.stderr)
-    with _stop_by_signal() as stop, contextlib.closing(progress):
+    with (
+        _stop_by_signal() as stop,
+        kept_states(arguments.state_dir, _tell) as states,
+        contextlib.closing(ProgressLine(sys.stderr)) as progress,
+    ):
         result = kandinsky5.generate(
             request,
             emit=progress,
             should_stop=stop.is_set,
             models_dirs=tuple(arguments.models_dirs),
+            states=states,
         )
+    return Reply(result.to_dict(), result.output)
+
+
+def _resume(arguments: argparse.Namespace) -> Reply:
+    with (
+        _stop_by_signal() as stop,
+        contextlib.closing(ProgressLine(sys.stderr)) as progress,
+    ):
+        result = resume(arguments, emit=progress, should_stop=stop.is_set, tell=_tell)
+    return Reply(result.to_dict(), result.output)
+
+
+def _decode(arguments: argparse.Namespace) -> Reply:
+    with (
+        _stop_by_signal() as stop,
+        contextlib.closing(ProgressLine(sys.stderr)) as progress,
+    ):
+        result = decode(arguments, emit=progress, should_stop=stop.is_set)
     return Reply(result.to_dict(), result.output)
 
 
@@ -167,6 +184,29 @@ def _inspect(arguments: argparse.Namespace) -> Reply:
         return Reply(report, "; ".join(report["problems"]), CheckpointError.exit_code)
     lines = [str(path), *(f"  {key:14} {_shown(value)}" for key, value in report.items() if value)]
     return Reply(report, "\n".join(lines))
+
+
+def _plan(arguments: argparse.Namespace) -> Reply:
+    from kandinsky5.plan_command import plan_of
+
+    typed = {
+        key: value for key, value in vars(arguments).items() if key in (*PLAN_FIELDS, "expand")
+    }
+    return Reply(*plan_of(typed))
+
+
+def _download(arguments: argparse.Namespace) -> Reply:
+    from kandinsky5.download import download
+
+    document = download(
+        arguments.preset,
+        models_dirs=tuple(arguments.models_dirs),
+        dry_run=arguments.dry_run,
+        tell=_tell,
+    )
+    size = f"{document['to_fetch_bytes'] / 1e9:.1f} GB"
+    done = f"would fetch {size}" if arguments.dry_run else f"fetched {size}"
+    return Reply(document, f"{done} into {document['folder']}")
 
 
 def _presets(arguments: argparse.Namespace) -> Reply:
@@ -214,6 +254,16 @@ def _doctor(arguments: argparse.Namespace) -> Reply:
     return Reply(report.to_dict(), report.to_text())
 
 
+def _convert(arguments: argparse.Namespace) -> Reply:
+    from kandinsky5.conversion.command import run_conversion
+
+    with contextlib.closing(ProgressLine(sys.stderr)) as progress:
+        document, text = run_conversion(
+            arguments.file, arguments.out, arguments.to, check=arguments.verify, emit=progress
+        )
+    return Reply(document, text)
+
+
 def _bench(arguments: argparse.Namespace) -> Reply:
     bench = BENCHES[arguments.name]
     keywords = [option.keyword for option in bench.options]
@@ -227,9 +277,14 @@ def _bench(arguments: argparse.Namespace) -> Reply:
 COMMANDS: dict[str, Callable[[argparse.Namespace], Reply]] = {
     "ui": _ui,
     "generate": _generate,
+    "resume": _resume,
+    "decode": _decode,
     "inspect": _inspect,
+    "plan": _plan,
+    "download": _download,
     "presets": _presets,
     "doctor": _doctor,
+    "convert": _convert,
     "bench": _bench,
     "version": _version,
 }
@@ -248,10 +303,6 @@ def _refusal(error: K1Error) -> Reply:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _in_url(host: str) -> str:
-    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def _tell(line: str) -> None:

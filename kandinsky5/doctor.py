@@ -41,13 +41,6 @@ BF16_CAPABILITY = (8, 0)
 DEMO_RAM_BYTES = 3 * 10**9
 DISK_BYTES = 10**9
 REPORT_COLUMNS = 110
-ENGINES = (
-    ("flash2", "flash_attn"),
-    ("flash3", "flash_attn_interface"),
-    ("sage", "sageattention"),
-    ("nabla", "torch.nn.attention.flex_attention"),
-)
-"""Attention engines beside torch's own, and the module that each needs."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +62,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks, in the order in which they are read."""
+    """All checks, in the order in which they are read, and the cards that torch can use."""
 
     checks: tuple[Check, ...]
+    cards: tuple[Card, ...] = ()
 
     @property
     def demo_works(self) -> bool:
@@ -99,6 +93,7 @@ class Report:
             "summary": self.summary,
             "demo_works": self.demo_works,
             "has_gpu": self.has_gpu,
+            "cards": [asdict(card) for card in self.cards],
             "checks": [asdict(check) for check in self.checks],
         }
 
@@ -127,13 +122,16 @@ def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()
         *judge_packages(pinned_versions(REQUIREMENTS), installed_version),
     ]
     torch = imported("torch")
+    cards: tuple[Card, ...] = ()
     if isinstance(torch, ModuleType):
-        checks += [_torch(torch), *judge_gpu(gpu_facts(torch)), *_engines(torch)]
+        facts = gpu_facts(torch)
+        cards = facts.cards
+        checks += [_torch(torch), *judge_gpu(facts), *_engines(torch)]
     else:
         checks.append(Check("torch", MISSING, torch, "install the packages of requirements.txt"))
     checks += [_triton(), _ffmpeg(), judge_memory(*memory_bytes())]
     checks += [_disk("output folder", out_dir), _disk("state folder", state_dir)]
-    return Report((*checks, *_models(models_dirs)))
+    return Report((*checks, *_models(models_dirs)), cards)
 
 
 def pinned_versions(requirements: Path) -> dict[str, tuple[str, ...]]:
@@ -241,12 +239,35 @@ def _torch(torch: ModuleType) -> Check:
 
 
 def _engines(torch: ModuleType) -> Iterable[Check]:
-    for engine, module in ENGINES:
-        found = imported(module)
-        if isinstance(found, ModuleType):
-            yield Check(f"attention {engine}", OK, f"{module} can be imported")
-        else:
-            yield Check(f"attention {engine}", MISSING, found, "not needed: sdpa is used instead")
+    """Attention engines beside torch's own, each with its self-test."""
+    from kandinsky5.model.engines import KINDS, examine, nabla_problem
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for kind in KINDS.values():
+        found = examine(kind.name, device)
+        yield judge_engine(kind.name, found.version, found.problem, found.installed, found.error)
+    problem = nabla_problem(device, dtype, 128)
+    if problem is None:
+        how = "compiled for the GPU" if device.type == "cuda" else "in plain torch, slow"
+        yield Check("attention nabla", OK, f"{how}, right by its self-test")
+    else:
+        advice = "presets with sparse attention run with full attention, slower; it needs triton"
+        yield Check("attention nabla", WARNING, problem, advice)
+
+
+def judge_engine(
+    name: str, version: str | None, problem: str | None, installed: bool, error: float | None
+) -> Check:
+    """An engine that passed, is absent, or is there and cannot be used."""
+    title = f"attention {name}"
+    if problem is None:
+        return Check(title, OK, f"{version or 'installed'}, right to {error or 0.0:.0e}")
+    if not installed:
+        return Check(title, MISSING, problem, "not needed: sdpa is used instead")
+    return Check(
+        title, WARNING, f"{version or 'installed'}: {problem}", "not used: sdpa is instead"
+    )
 
 
 def _triton() -> Check:

@@ -56,6 +56,25 @@ class OutOfMemory(K1Error):
     exit_code = 4
 
 
+class NotFinite(K1Error):
+    """A denoising step gave NaN or infinity.
+
+    Args:
+        step: the step that did, counted from 1.
+        total: steps of the schedule.
+    """
+
+    def __init__(self, step: int, total: int) -> None:
+        super().__init__(
+            f"step {step} of {total} gave NaN or infinite numbers, most likely from a fast attention "
+            'engine or from fp16 overflowing: choose attention "sdpa", then weights "bf16", then dtype "fp32"'
+        )
+        self.step, self.total = step, total
+
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[int, int]]:
+        return type(self), (self.step, self.total)
+
+
 class Stopped(K1Error):
     """The user stopped the job."""
 

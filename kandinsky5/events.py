@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-STAGES = ("load", "encode text", "encode image", "prepare", "denoise", "decode")
-"""Names of the stages a job passes through, in order; "encode image" only when it has a picture."""
+STAGES = ("load", "expand", "encode text", "encode image", "prepare", "denoise", "decode")
+"""Names of the stages a job passes through, in order; "expand" only when the prompt is rewritten,
+"encode image" only when it has a picture."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,21 @@ class StateSaved:
     saved_at: float
 
 
-PipelineEvent = StageStarted | StepDone | Notice | PreviewReady | StateSaved
+@dataclass(frozen=True)
+class PromptExpanded:
+    """The prompt as the text encoder rewrites it.
+
+    Attributes:
+        text: as far as it has come; the last one is what is encoded, the user's own prompt where the
+            answer was of no use.
+        done: whether this is the last one.
+    """
+
+    text: str
+    done: bool = False
+
+
+PipelineEvent = StageStarted | StepDone | Notice | PreviewReady | StateSaved | PromptExpanded
 EventSink = Callable[[PipelineEvent], None]
 
 

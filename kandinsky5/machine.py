@@ -95,6 +95,8 @@ def memory_bytes() -> tuple[int | None, int | None]:
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        kinds = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii")
+        used -= sum(map(int, re.findall(r"^inactive_file (\d+)$", kinds, re.M)))  # cache, given up
     except (OSError, ValueError):  # no such limit, or the word "max"
         return total, available
     if total is None or available is None:

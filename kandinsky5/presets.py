@@ -23,11 +23,15 @@ MAX_VIDEO_S = 21.0
 """Rotary tables hold 128 positions an axis: 128·16 px a side, (128−1)/6 s, rounded down to whole seconds."""
 
 
+NABLA_MULTIPLE_PX = 128
+"""Sides with NABLA attention: tiles of 8×8 tokens of 16 pixels."""
+
+
 @dataclass(frozen=True)
 class NablaSettings:
     """NABLA attention as a preset uses it: share of probability kept, windows in blocks."""
 
-    P: float
+    P: float = 0.9
     wT: int = 11
     wH: int = 3
     wW: int = 3

@@ -7,63 +7,55 @@ and snaps sizes to what the model can do, telling what it changed. Only the stan
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kandinsky5.errors import UserError
 from kandinsky5.presets import (
-    FRAMES_PER_SECOND,
-    MAX_SIDE_PX,
-    MAX_VIDEO_S,
+    NABLA_MULTIPLE_PX,
     PRESETS,
     SPATIAL_COMPRESSION,
     TEMPORAL_COMPRESSION,
+    NablaSettings,
     Preset,
 )
+from kandinsky5.request_values import (
+    CHOICES,
+    LATENT_FRAMES_PER_SECOND,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    RANGES,
+    LoraChoice,
+    checked,
+)
+
+__all__ = [
+    "CHOICES",
+    "LATENT_FRAMES_PER_SECOND",
+    "MAX_PROMPT_CHARACTERS",
+    "MAX_SEED",
+    "MAX_STEPS",
+    "RANGES",
+    "REQUEST_VERSION",
+    "GenerationRequest",
+    "GenerationResult",
+    "LoraChoice",
+    "frames_of",
+    "latent_frames_of",
+    "latent_shape",
+    "multiple_px_of",
+    "nabla_of",
+    "settle",
+]
 
 REQUEST_VERSION = 1
-MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
-MAX_PROMPT_CHARACTERS = 100_000
-LATENT_FRAMES_PER_SECOND = FRAMES_PER_SECOND // TEMPORAL_COMPRESSION
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "weights": ("auto", "bf16", "int8", "fp8"),
-    "text_weights": ("auto", "bf16", "nf4"),
-    "attention": ("auto", "sdpa", "flash2", "flash3", "sage", "nabla"),
-    "cache": ("none", "magcache"),
-    "dtype": ("auto", "bf16", "fp32"),
-}
-RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, MAX_SEED),
-    "width": (64, MAX_SIDE_PX),
-    "height": (64, MAX_SIDE_PX),
-    "seconds": (1 / LATENT_FRAMES_PER_SECOND, MAX_VIDEO_S),
-    "steps": (1, MAX_STEPS),
-    "guidance": (1.0, 30.0),
-    "shift": (0.1, 100.0),
-    "vram": (0.5, 1024.0),
-    "ram": (0.5, 4096.0),
-    "crf": (0, 51),
-}
-
-
-@dataclass(frozen=True)
-class LoraChoice:
-    """A LoRA file and how strongly it acts (1.0 as trained, negative to act against)."""
-
-    path: str
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str):
-            raise UserError("loras", self.path, "the path of a file")
-        if not _is_number(self.strength) or abs(self.strength) > 10:
-            raise UserError("loras", self.strength, "a strength is a number from -10 to 10")
+MAX_NAMED_KEYS = 100
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,15 @@ class GenerationRequest:
         steps: steps of the schedule, 1 … 1000.
         guidance: classifier-free guidance, 1 (off) … 30.
         shift: schedule shift, 0.1 … 100.
+        guidance_start, guidance_end: the part of the schedule that is guided, as shares of its steps, 0 … 1;
+            the steps outside have one evaluation.
         dit: path of the user's own transformer checkpoint.
         model_dir: folder that holds the whole model in either published layout.
         weights, text_weights, attention, cache, dtype: one of :data:`CHOICES`.
+        nabla_p: share of each row's block probability that NABLA attention keeps, 0.01 … 1 (all).
+        nabla_wt, nabla_wh, nabla_ww: its window in latent frames, and in tiles of 128 pixels.
+        cache_threshold: how much deviation a step cache lets add up, 0 (none) … 10.
+        cache_retention: share of the steps, from the first on, in which nothing is cached, 0 … 1.
         vram, ram: memory budgets in GB.
         loras: adapters with their strengths.
         expand: let the text encoder rewrite the prompt first.
@@ -110,6 +108,8 @@ class GenerationRequest:
     steps: int | None = None
     guidance: float | None = None
     shift: float | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     dit: str | None = None
     model_dir: str | None = None
     weights: str = "auto"
@@ -117,7 +117,13 @@ class GenerationRequest:
     vram: float | None = None
     ram: float | None = None
     attention: str = "auto"
+    nabla_p: float | None = None
+    nabla_wt: int | None = None
+    nabla_wh: int | None = None
+    nabla_ww: int | None = None
     cache: str = "none"
+    cache_threshold: float = 0.12
+    cache_retention: float = 0.2
     loras: tuple[LoraChoice, ...] = field(default=())
     expand: bool = True
     init_latents: str | None = None
@@ -129,30 +135,8 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = _typed(item.name, getattr(self, item.name))
+            value = checked(item.name, getattr(self, item.name), _kinds()[item.name])
             object.__setattr__(self, item.name, value)
-        if self.preset not in PRESETS:
-            raise UserError("preset", self.preset, f"one of {', '.join(PRESETS)}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(name, getattr(self, name), f"one of {', '.join(allowed)}")
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(name, value, _range_text(name))
-        if not self.prompt.strip():
-            raise UserError("prompt", self.prompt, "describe what should be made")
-        for name in ("prompt", "negative_prompt", "clip_prompt"):
-            text = getattr(self, name) or ""
-            if "\0" in text:
-                raise UserError(name, text, "text without NUL characters")
-            if len(text) > MAX_PROMPT_CHARACTERS:
-                raise UserError(name, text, f"at most {MAX_PROMPT_CHARACTERS} characters")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (
-            index and (kind != "cuda" or not index.isdigit())
-        ):
-            raise UserError("device", self.device, "one of auto, cpu, cuda, cuda:0, cuda:1, …")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary of all fields, with the version of the format."""
@@ -163,82 +147,65 @@ class GenerationRequest:
         """Read what :meth:`to_dict` wrote; missing fields take their defaults.
 
         Raises:
-            UserError: unknown fields (each named), a newer version, or a value that cannot be used.
+            UserError: unknown keys, a newer version, or values that cannot be used. One wrong value is told
+                as its own field's error; several, and unknown keys, as one of field ``request`` that names
+                each of them.
         """
         if not isinstance(values, Mapping):
             raise UserError("request", values, "a JSON object")
-        version = values.get("version", REQUEST_VERSION)
-        if not isinstance(version, int) or not 1 <= version <= REQUEST_VERSION:
-            raise UserError("version", version, f"version {REQUEST_VERSION} or older; update K1")
-        given = {key: value for key, value in values.items() if key != "version"}
-        known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := [key for key in given if key not in known]:
-            raise UserError(
-                "request", unknown, f"unknown keys; the known ones are {', '.join(known)}"
-            )
-        return cls(**given)
+        problems = [_problem_of_version(values.get("version", REQUEST_VERSION))]
+        for item in dataclasses.fields(cls):
+            problems.append(_problem_of(item.name, values.get(item.name, item.default)))
+        known = ["version", *(item.name for item in dataclasses.fields(cls))]
+        unknown = [str(key) for key in values if key not in known]
+        if error := _joined([problem for problem in problems if problem], unknown, values):
+            raise error
+        return cls(**{key: value for key, value in values.items() if key != "version"})
 
 
-def _typed(name: str, value: Any) -> Any:
-    """The value in its field's type, or a UserError; whole floats pass as integers, NaN passes nowhere."""
-    if name == "loras":
-        return _loras(value)
-    kinds = _field_kinds()[name]
-    if value is None and type(None) in kinds:
-        return None
-    if bool in kinds:
-        if isinstance(value, bool):
-            return value
-        raise UserError(name, value, "true or false")
-    if int in kinds or float in kinds:
-        if not _is_number(value):
-            raise UserError(name, value, _range_text(name))
-        if int in kinds and value != int(value):
-            raise UserError(name, value, f"{_range_text(name)}, without a fraction")
-        return int(value) if int in kinds else float(value)
-    if not isinstance(value, str):
-        raise UserError(name, value, "text")
-    return value
+@functools.cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Types with which each field is declared."""
+    hints = typing.get_type_hints(GenerationRequest).items()
+    return {
+        name: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        for name, hint in hints
+    }
 
 
-def _is_number(value: Any) -> bool:
-    """A finite number that a float can hold; true and false are none."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
+def _problem_of(name: str, value: Any) -> UserError | None:
     try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+        checked(name, value, _kinds()[name])
+    except UserError as error:
+        return error
+    return None
 
 
-def _range_text(name: str) -> str:
-    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in RANGES[name])
-    return f"a number from {low} to {high}"
+def _problem_of_version(version: Any) -> UserError | None:
+    whole = isinstance(version, int) and not isinstance(version, bool)
+    if whole and 1 <= version <= REQUEST_VERSION:
+        return None
+    return UserError("version", version, f"version {REQUEST_VERSION} or older; update K1")
 
 
-def _loras(value: Any) -> tuple[LoraChoice, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise UserError("loras", value, "a list of {path, strength}")
-    choices = []
-    for item in value:
-        if isinstance(item, LoraChoice):
-            choices.append(item)
-        elif isinstance(item, Mapping) and set(item) <= {"path", "strength"} and "path" in item:
-            choices.append(LoraChoice(item["path"], item.get("strength", 1.0)))
-        else:
-            raise UserError("loras", item, "{path, strength}")
-    return tuple(choices)
-
-
-def _field_kinds() -> dict[str, tuple[type, ...]]:
-    if not _KINDS:
-        for name, hint in typing.get_type_hints(GenerationRequest).items():
-            union = isinstance(hint, types.UnionType)
-            _KINDS[name] = typing.get_args(hint) if union else (hint,)
-    return _KINDS
-
-
-_KINDS: dict[str, tuple[type, ...]] = {}
+def _joined(
+    problems: Sequence[UserError], unknown: Sequence[str], values: Mapping[str, Any]
+) -> UserError | None:
+    """One error for all that is wrong with a request's values: None, the only one, or their list."""
+    if not unknown and len(problems) < 2:
+        return problems[0] if problems else None
+    wrong = {*(problem.field for problem in problems), *unknown}
+    given = {key: value for key, value in values.items() if str(key) in wrong}
+    parts = [f"{problem.field}: {problem.allowed}" for problem in problems]
+    if unknown:
+        named = [repr(key if len(key) <= 40 else f"{key[:39]}…") for key in unknown]
+        named, more = named[:MAX_NAMED_KEYS], len(named[MAX_NAMED_KEYS:])
+        known = ", ".join(item.name for item in dataclasses.fields(GenerationRequest))
+        parts.append(
+            f"unknown keys: {', '.join(named)}{f' and {more} more' if more else ''}"
+            f" (the known ones are {known})"
+        )
+    return UserError("request", given, "; ".join(parts))
 
 
 def frames_of(seconds: float) -> int:
@@ -259,6 +226,27 @@ def latent_shape(request: GenerationRequest) -> tuple[int, int, int]:
         request.height // SPATIAL_COMPRESSION,
         request.width // SPATIAL_COMPRESSION,
     )
+
+
+def nabla_of(request: GenerationRequest) -> NablaSettings | None:
+    """NABLA attention as the request has it, from its preset and its own settings; None is full attention."""
+    preset = PRESETS[request.preset]
+    if request.attention != "nabla" and (request.attention != "auto" or preset.nabla is None):
+        return None
+    given = {
+        "P": request.nabla_p,
+        "wT": request.nabla_wt,
+        "wH": request.nabla_wh,
+        "wW": request.nabla_ww,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(preset.nabla or NablaSettings(), **chosen)
+
+
+def multiple_px_of(request: GenerationRequest) -> int:
+    """Both sides of the result are multiples of this: what the preset asks for, or NABLA's 128."""
+    multiple = PRESETS[request.preset].multiple_px
+    return multiple if nabla_of(request) is None else math.lcm(multiple, NABLA_MULTIPLE_PX)
 
 
 def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ...]]:
@@ -288,12 +276,9 @@ def settle(request: GenerationRequest) -> tuple[GenerationRequest, tuple[str, ..
     }
     if request.width or request.height or not request.image:
         default_width, default_height = preset.sizes_px[0]
-        changes["width"] = _snapped(
-            "width", request.width or default_width, preset.multiple_px, notices
-        )
-        changes["height"] = _snapped(
-            "height", request.height or default_height, preset.multiple_px, notices
-        )
+        multiple = multiple_px_of(request)
+        changes["width"] = _snapped("width", request.width or default_width, multiple, notices)
+        changes["height"] = _snapped("height", request.height or default_height, multiple, notices)
     return dataclasses.replace(request, **changes), tuple(notices)
 
 
@@ -331,7 +316,7 @@ class GenerationResult:
         seconds: wall time of each stage, plus "total".
         peak_vram_bytes, peak_rss_bytes: most device and main memory in use.
         h2d_bytes, d2h_bytes: copied to and from the device in the denoise stage.
-        notices: what the user should know.
+        stage_peaks, notices: stage → {vram_bytes, rss_bytes}; what the user should know.
     """
 
     output: str
@@ -347,6 +332,7 @@ class GenerationResult:
     peak_rss_bytes: int
     h2d_bytes: int = 0
     d2h_bytes: int = 0
+    stage_peaks: dict[str, dict[str, int]] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -74,3 +74,37 @@ PROMPT_TEMPLATES: dict[str, PromptTemplate] = {
     ),
     "demo": PromptTemplate(text="<|im_start|>{}<|im_end|>", crop_start=1),
 }
+
+EXPANSION_INSTRUCTIONS: dict[str, str] = {
+    "t2v": (
+        "You write prompts for a model that makes short videos. Turn the user's idea into one "
+        "paragraph that describes a single continuous shot: subject and looks, place, light, "
+        "what moves and in which order, how the camera moves, and the visual style. Keep "
+        "everything the user asks for, add only what goes with it, and copy words that are to "
+        "be seen in the picture exactly. Plain statements, at most 120 words, in English. "
+        "Answer with the paragraph alone."
+    ),
+    "i2v": (
+        "You write prompts for a model that brings a picture to life as a short video. The "
+        "user's picture is its first frame. Say in one paragraph what is seen there in a few "
+        "words, then what moves, how and in which order, and how the camera moves. Keep "
+        "everything the user asks for and invent no new subjects. Plain statements, at most 120 "
+        "words, in English. Answer with the paragraph alone."
+    ),
+    "t2i": (
+        "You write prompts for a model that paints pictures. Turn the user's idea into one "
+        "paragraph that describes the finished picture: subject and looks, how many, where they "
+        "stand, background, light, colours, viewpoint and style. Keep everything the user asks "
+        "for, add only what goes with it, and copy words that are to be written in the picture "
+        "exactly. Plain statements, at most 120 words, in English. Answer with the paragraph "
+        "alone."
+    ),
+    "i2i": (
+        "You write instructions for a model that edits pictures. You see the user's picture and "
+        "the change that is wanted. Say in at most 60 words what is changed, where it is in the "
+        "picture and how it looks afterwards, and that everything else stays as it is. Keep "
+        "everything the user asks for, and copy words that are to be written in the picture "
+        "exactly. In English. Answer with the instruction alone."
+    ),
+}
+"""Preset's mode → what Qwen is told before it rewrites a prompt. These are ours."""

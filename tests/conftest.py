@@ -1,14 +1,22 @@
-"""For all tests: no request to any hub, no deadlines, and where the project's data for tests lies."""
+"""For all tests: no request to any hub, a cache folder of their own, no deadlines, and where the project's data for tests lies."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False")
+
+# What K1 keeps of prompts between runs must not come from, nor go to, the cache of who runs the tests.
+_CACHE = tempfile.mkdtemp(prefix="k1-test-cache-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE
 
 settings.register_profile("k1", deadline=None)  # a busy machine is no failure
 settings.load_profile("k1")

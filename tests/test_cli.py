@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 
 import kandinsky5
 from kandinsky5 import cli
-from kandinsky5.arguments import NOT_YET, REQUEST_OPTIONS, build_parser, request_of
+from kandinsky5.arguments import REQUEST_OPTIONS, build_parser, request_of
 from kandinsky5.errors import CheckpointError, OutOfMemory, Stopped, UserError
 from kandinsky5.events import Notice, StageStarted, StepDone
 from kandinsky5.presets import PRESETS
@@ -101,6 +102,8 @@ def test_every_option_reaches_its_field() -> None:
         "steps": 12,
         "guidance": 3.5,
         "shift": 4.0,
+        "guidance_start": 0.1,
+        "guidance_end": 0.9,
         "dit": "dit.safetensors",
         "model_dir": "models",
         "weights": "int8",
@@ -108,7 +111,13 @@ def test_every_option_reaches_its_field() -> None:
         "vram": 12.0,
         "ram": 32.0,
         "attention": "sage",
+        "nabla_p": 0.8,
+        "nabla_wt": 5,
+        "nabla_wh": 3,
+        "nabla_ww": 7,
         "cache": "magcache",
+        "cache_threshold": 0.2,
+        "cache_retention": 0.3,
         "init_latents": "noise.safetensors",
         "save_latents": "end.safetensors",
         "out": "o.mp4",
@@ -169,6 +178,7 @@ def test_what_to_dict_wrote_is_a_job_file(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b'{"prompt": "x", "colour": 1, "size": 2}', ("colour", "size")),  # fault 35
+        (b'{"colour": 1, "steps": "many", "seed": -5}', ("colour", "steps:", "seed:", "prompt:")),
         (b'{"version": 99, "prompt": "x"}', ("version", "99")),
         (b'{"prompt": "x", "steps": "many"}', ("steps", "many")),
         (b"[1, 2]", ("JSON object",)),
@@ -211,7 +221,8 @@ def test_a_bad_job_file_is_one_line(
         (("paint",), "invalid choice"),
         (("inspect", "nowhere.safetensors"), "nothing is at"),
         (("bench", "speed"), "demo-adherence"),
-        *(((name, "x", "--json"), "not yet") for name in NOT_YET),
+        (("download", "nothing"), "demo-t2v"),
+        (("download", "demo-t2v"), "built in"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -229,28 +240,33 @@ def test_bad_input_is_one_line_and_exit_2(
         assert out == ""
 
 
-def test_a_port_that_is_taken_is_named(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kandinsky5.ui import app
-
-    def taken(options: object) -> int:
-        raise UserError("port", 7860, "7860 is in use: try --port 7861")
-
-    monkeypatch.setattr(app, "launch", taken)
-    code, out, err = run("ui")  # fault 26
+def test_a_port_that_is_taken_is_named_and_nothing_else_said(run: RunCli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        taken = holder.getsockname()[1]
+        code, out, err = run("ui", "--port", str(taken))  # fault 26
     assert (code, out) == (2, "")
-    assert "7860 is in use: try --port 7861" in err
+    assert f"{taken} is in use: try --port " in err
+    assert err.startswith("k1: ") and err.count("\n") == 1
 
 
-def test_the_studio_gets_its_options(
+def test_the_studio_gets_its_options_and_says_its_address(
     run: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kandinsky5.ui import app
+    from kandinsky5.ui import launch as studio
 
     seen: list[Any] = []
-    monkeypatch.setattr(app, "launch", lambda options: seen.append(options) or 0)
-    code, _, _ = run("--port", "7999", "--outdir", "o", "--models-dir", "a", "--models-dir", "b")
+
+    def launch(options: object, *, announce: Callable[[str], None]) -> int:
+        seen.append(options)
+        announce("opening the studio at http://127.0.0.1:7999")
+        return 0
+
+    monkeypatch.setattr(studio, "launch", launch)
+    code, out, err = run(
+        "--port", "7999", "--outdir", "o", *("--models-dir a --models-dir b").split()
+    )
     (options,) = seen
-    assert code == 0
+    assert (code, out, err) == (0, "", "opening the studio at http://127.0.0.1:7999\n")
     assert (options.port, options.out_dir) == (7999, Path("o"))
     assert options.models_dirs == (Path("a"), Path("b"))
     assert options.state_dir == tmp_path / "state" / "k1"
@@ -385,7 +401,7 @@ from kandinsky5.cli import main
 from kandinsky5.errors import Stopped
 from kandinsky5.events import Notice
 
-def generate(request, *, emit, should_stop, models_dirs):
+def generate(request, *, emit, should_stop, models_dirs, states):
     emit(Notice("working"))
     while not should_stop():
         time.sleep(0.01)

@@ -14,6 +14,7 @@ from kandinsky5.doctor import (
     Check,
     Report,
     diagnose,
+    judge_engine,
     judge_gpu,
     judge_memory,
     judge_packages,
@@ -123,6 +124,17 @@ def test_a_module_that_fails_while_importing_says_why() -> None:
     assert "No module named" in str(imported("k1_no_such_module"))
 
 
+def test_an_engine_is_named_with_its_self_test() -> None:
+    passed = judge_engine("flash2", "2.8.3", None, True, 0.0031)
+    assert (passed.name, passed.status) == ("attention flash2", OK)
+    assert "2.8.3" in passed.found and "3e-03" in passed.found
+    absent = judge_engine("sage", None, "sageattention is not installed", False, None)
+    assert absent.status == MISSING and "not needed" in absent.advice
+    failed = judge_engine("flash3", "3.0", "flash_attn_3 is wrong by 0.4", True, 0.4)
+    assert failed.status == WARNING
+    assert "wrong by 0.4" in failed.found and "not used" in failed.advice
+
+
 def test_a_command_that_fails_or_is_absent_gives_nothing() -> None:
     assert output_of(("false",)) is None
     assert output_of(("k1-no-such-program",)) is None
@@ -133,6 +145,8 @@ def test_this_machine_is_diagnosed(tmp_path: Path) -> None:
     by_name = {check.name: check for check in report.checks}
     assert {"torch", "ffmpeg", "memory", "triton", "gpu", "demo model", "pro model"} <= set(by_name)
     assert by_name["torch"].status == by_name["ffmpeg"].status == OK
+    assert by_name["attention nabla"].status == OK
+    assert {f"attention {name}" for name in ("flash2", "flash3", "sage")} <= set(by_name)
     assert not (tmp_path / "not").exists()
     assert {check.status for check in report.checks} <= {OK, WARNING, MISSING}
     assert all(check.advice for check in report.checks if check.status == MISSING)

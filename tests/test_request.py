@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kandinsky5.errors import UserError
-from kandinsky5.presets import PRESETS
+from kandinsky5.presets import PRESETS, NablaSettings
 from kandinsky5.request import (
     CHOICES,
     MAX_PROMPT_CHARACTERS,
@@ -23,10 +24,13 @@ from kandinsky5.request import (
     LoraChoice,
     frames_of,
     latent_shape,
+    nabla_of,
     settle,
 )
 
-INTEGERS = ("seed", "width", "height", "steps", "crf")
+HINTS = typing.get_type_hints(GenerationRequest)
+INTEGERS = {name for name in RANGES if HINTS[name] in (int, int | None)}
+OPTIONAL = {item.name for item in dataclasses.fields(GenerationRequest) if item.default is None}
 
 
 def refused(**values: Any) -> UserError:
@@ -55,9 +59,9 @@ requests = st.builds(
     ).map(tuple),
     expand=st.booleans(),
     device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
-    crf=numbers("crf"),
     **{name: st.sampled_from(allowed) for name, allowed in CHOICES.items()},
-    **{name: st.none() | numbers(name) for name in RANGES if name != "crf"},
+    **{name: st.none() | numbers(name) for name in RANGES if name in OPTIONAL},
+    **{name: numbers(name) for name in RANGES if name not in OPTIONAL},
 )
 
 
@@ -188,12 +192,50 @@ def test_an_unknown_device_is_refused(device: str) -> None:
     assert refused(device=device).field == "device"
 
 
+def refused_job(values: dict[str, Any]) -> UserError:
+    with pytest.raises(UserError) as caught:
+        GenerationRequest.from_dict(values)
+    return caught.value
+
+
 def test_every_unknown_key_of_a_job_file_is_named() -> None:  # fault 35
-    with pytest.raises(UserError, match=r"colour.*length"):
-        GenerationRequest.from_dict({"prompt": "x", "colour": "red", "length": 3})
+    unknown = {f"a_rather_long_name_for_key_{number}": "x" * 50 for number in range(20)}
+    error = refused_job({"prompt": "x", **unknown})
+    assert (error.field, error.given) == ("request", unknown)
+    assert all(repr(key) in str(error) for key in unknown)
+    assert "negative_prompt" in error.allowed
 
 
-@pytest.mark.parametrize("version", [REQUEST_VERSION + 1, 0, "1", None, 1.5])
+def test_every_wrong_key_is_named_with_what_is_allowed() -> None:  # fault 35
+    wrong = {"steps": "many", "seed": -5, "weights": "best", "colour": "red", "version": 99}
+    error = refused_job({"seconds": 1, "prompt": "x", **wrong})
+    assert (error.field, error.given) == ("request", wrong)
+    said = (
+        f"version: version {REQUEST_VERSION} or older",
+        "steps: a number from 1 to 1000",
+        "seed: a number from 0 to",
+        "weights: one of auto, bf16",
+        "unknown keys: 'colour'",
+    )
+    assert all(part in error.allowed for part in said)
+    assert "seconds:" not in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_prompt_that_is_missing_is_said_beside_the_wrong_keys() -> None:
+    assert refused_job({}).field == "prompt"
+    error = refused_job({"steps": 0})
+    assert "prompt: describe" in error.allowed and "steps: a number" in error.allowed
+
+
+def test_thousands_of_unknown_keys_are_counted_in_one_short_line() -> None:
+    error = refused_job({"prompt": "x", **{f"\x1b{number}" * 100: 1 for number in range(5000)}})
+    assert "and 4900 more" in error.allowed
+    assert "\x1b" not in str(error)
+    assert len(str(error)) < 10_000
+
+
+@pytest.mark.parametrize("version", [REQUEST_VERSION + 1, 0, "1", None, 1.5, True])
 def test_a_version_from_elsewhere_is_refused(version: object) -> None:  # fault 35
     with pytest.raises(UserError) as caught:
         GenerationRequest.from_dict({"version": version, "prompt": "x"})
@@ -252,3 +294,50 @@ def test_size_follows_the_image_when_none_is_given() -> None:
 def test_settling_twice_changes_nothing() -> None:
     once, _ = settle(GenerationRequest(prompt="x", width=100, seconds=0.9))
     assert settle(once) == (once, ())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"preset": "lite-t2v-5s-sft"}, None),
+        ({"preset": "lite-t2v-10s-sft"}, NablaSettings(0.9, 11, 3, 3)),
+        ({"preset": "pro-t2v-5s-hd"}, NablaSettings(0.8, 11, 3, 3)),
+        ({"preset": "pro-t2v-5s-hd", "attention": "sdpa"}, None),
+        ({"preset": "lite-t2v-5s-sft", "attention": "nabla"}, NablaSettings(0.9, 11, 3, 3)),
+        (
+            {"preset": "pro-t2v-10s-hd", "nabla_p": 0.5, "nabla_wt": 5, "nabla_ww": 1},
+            NablaSettings(0.5, 5, 3, 1),
+        ),
+        ({"preset": "lite-t2v-5s-sft", "nabla_p": 0.5}, None),
+    ],
+)
+def test_nabla_follows_the_preset_and_the_users_own_settings(
+    values: dict[str, Any], expected: NablaSettings | None
+) -> None:
+    assert nabla_of(GenerationRequest(prompt="x", **values)) == expected
+
+
+@pytest.mark.parametrize("preset", ["demo-t2v", "lite-t2v-5s-sft", "image-t2i"])
+def test_nabla_snaps_sizes_to_its_tiles_with_a_notice(preset: str) -> None:
+    request_ = GenerationRequest(
+        preset=preset, prompt="x", width=320, height=200, attention="nabla"
+    )
+    settled, notices = settle(request_)
+    assert (settled.width, settled.height) == (256, 256)
+    assert [notice.split()[0] for notice in notices] == ["width", "height"]
+    assert all("128" in notice for notice in notices)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("nabla_p", 0, "0.01 to 1"),
+        ("nabla_p", 1.5, "0.01 to 1"),
+        ("nabla_wt", 0, "1 to 255"),
+        ("nabla_wh", 2.5, "without a fraction"),
+        ("nabla_ww", 32, "1 to 31"),
+    ],
+)
+def test_nablas_settings_have_their_ranges(field: str, value: float, allowed: str) -> None:
+    error = refused(**{field: value})
+    assert error.field == field and allowed in str(error)

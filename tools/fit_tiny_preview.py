@@ -59,6 +59,7 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path, {"made_by": "tools/fit_tiny_preview.py"})
+    path.chmod(0o644)  # safetensors writes for the owner alone
     log.info("%s: %d bytes", path, path.stat().st_size)
 
 

@@ -30,8 +30,13 @@ def shape_of(model: str) -> TransformerShape:
 
 
 def config_of(shape: TransformerShape) -> DiTConfig:
-    """What a visual block needs of the configuration."""
+    """The dimensions as a checkpoint names them."""
     return DiTConfig(
+        in_visual_dim=shape.output_channels,
+        out_visual_dim=shape.output_channels,
+        in_text_dim=shape.text_dim,
+        in_text_dim2=shape.pooled_dim,
+        visual_cond=shape.input_channels != shape.output_channels,
         time_dim=shape.time_dim,
         model_dim=shape.model_dim,
         ff_dim=shape.ff_dim,

@@ -214,14 +214,7 @@ def _make(
     pipeline: ClipMaker, pair: Pair, fields: dict[str, Any], out: Path, scratch: Path
 ) -> Clip:
     """Ask for one clip, read it back and judge it."""
-    image = None
-    if PRESETS[fields["preset"]].takes_image:
-        side_px = fields.get("width") or PRESETS[fields["preset"]].sizes_px[0][0]
-        image = render(pair.scene, 1, side_px)[0]
-        image_path = scratch / "given.png"
-        Image.fromarray(image).save(image_path)
-        fields = {**fields, "image": str(image_path)}
-    request = GenerationRequest(prompt=pair.prompt, seed=pair.seed, **fields)
+    request, image = request_for(pair, fields, scratch)
     started = time.perf_counter()
     result = pipeline.run(request, out=out)
     seconds = time.perf_counter() - started
@@ -232,6 +225,25 @@ def _make(
         psnr = min(first_frame_psnr(frames, image), _PSNR_OF_EQUAL_DB)
     verdict = judge(expected, observed)
     return Clip(pair, frames, expected, observed, verdict, seconds, result.peak_rss_bytes, psnr)
+
+
+def request_for(
+    pair: Pair, fields: dict[str, Any], scratch: Path
+) -> tuple[GenerationRequest, np.ndarray | None]:
+    """The request for one clip, and the picture it begins with where the preset takes one.
+
+    Args:
+        fields: of the request; the preset among them.
+        scratch: folder for that picture.
+    """
+    image = None
+    if PRESETS[fields["preset"]].takes_image:
+        side_px = fields.get("width") or PRESETS[fields["preset"]].sizes_px[0][0]
+        image = render(pair.scene, 1, side_px)[0]
+        image_path = scratch / "given.png"
+        Image.fromarray(image).save(image_path)
+        fields = {**fields, "image": str(image_path)}
+    return GenerationRequest(prompt=pair.prompt, seed=pair.seed, **fields), image
 
 
 def _evenly(words: Sequence[str] | dict[str, Any], count: int, order: random.Random) -> list[str]:

@@ -10,9 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NABLA_BLOCK_TOKENS = 64
+NABLA_HEADS_TOGETHER = 4
+NABLA_MAP_PAIRS = 2**20
+"""Heads whose indices exist together, pairs sorted at once: as kandinsky5/model/nabla.py has them."""
 NABLA_INDEX_BYTES = 4
-NABLA_SORT_BYTES = 32
-"""Bytes for each pair of blocks while one head's map is sorted: probabilities, order, sums, flags."""
+NABLA_WINDOW_BYTES = 1
+NABLA_SORT_BYTES = 26
+"""For each pair of blocks: index; being in the window; probabilities, order, sums, flags while sorted."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def activation_bytes(
     projecting = tokens * max(norm, number * (dim + 3 * part_dim), number * 3 * part_dim + rotation)
     kept = 3 * share * unit if in_chunks else 0.0  # q, k, v, filled chunk by chunk
     gathered = unit if in_groups else 0.0  # what the groups before gave
-    attending = 4 * share * unit + _map_bytes(size, heads)
+    attending = 4 * share * unit + _sparse_bytes(size, heads)
     adding = unit + tokens * (number * dim + 2 * 4 * dim)
     feeding = tokens * max(norm, number * (2 * size.ff_dim + dim), number * size.ff_dim + 10 * dim)
 
@@ -73,9 +77,17 @@ def activation_bytes(
     return round(size.branches * unit + peak + rope)
 
 
-def _map_bytes(size: EvaluationSize, heads: int) -> float:
-    """Indices of the kept blocks of these heads, and one head's map while it is sorted."""
+def nabla_map_bytes(size: EvaluationSize, heads: int) -> float:
+    """While NABLA chooses blocks for so many heads: indices of a few of them, some rows being sorted."""
+    pairs = (size.tokens / NABLA_BLOCK_TOKENS) ** 2
+    few = min(heads, NABLA_HEADS_TOGETHER)
+    kept = pairs * (few * NABLA_INDEX_BYTES + NABLA_WINDOW_BYTES)
+    return kept + min(pairs, NABLA_MAP_PAIRS) * NABLA_SORT_BYTES
+
+
+def _sparse_bytes(size: EvaluationSize, heads: int) -> float:
+    """What NABLA takes beyond full attention: its map, and what a few heads give before it is in place."""
     if not size.sparse:
         return 0.0
-    pairs = (size.tokens / NABLA_BLOCK_TOKENS) ** 2
-    return pairs * (heads * NABLA_INDEX_BYTES + NABLA_SORT_BYTES)
+    few = min(heads, NABLA_HEADS_TOGETHER)
+    return nabla_map_bytes(size, heads) + few / size.heads * size.unit_bytes

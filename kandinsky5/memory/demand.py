@@ -10,7 +10,7 @@ from kandinsky5.errors import UserError
 from kandinsky5.family import MODEL_SETS, WEIGHT_BYTES, ModelSet, TransformerShape
 from kandinsky5.memory.activations import EvaluationSize
 from kandinsky5.presets import PRESETS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from kandinsky5.request import CHOICES, GenerationRequest, latent_shape
+from kandinsky5.request import CHOICES, GenerationRequest, latent_shape, nabla_of
 
 SOURCES = ("resident", "pinned", "disk")
 """Where a model's weights are while it computes: on the device; page-locked in RAM and streamed; streamed
@@ -157,8 +157,7 @@ class PlanRequest:
             expand=request.expand and not preset.is_builtin,
             picture=preset.takes_image,
             encoder_sees=preset.mode == "i2i",
-            sparse=request.attention == "nabla"
-            or (preset.nabla is not None and request.attention == "auto"),
+            sparse=nabla_of(request) is not None,
             dtype=dtype,
             file_weights=file_weights,
             choices=dataclasses.replace(choices, **chosen),

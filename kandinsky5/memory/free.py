@@ -1,6 +1,13 @@
-"""What is free on this machine, as a budget; the user's own figures come first."""
+"""What is free on this machine, as a budget; the user's own figures come first.
+
+What this process holds counts as free: it is the job's to use, or models that wait and can be let go. So a
+second job is planned as the first one was.
+"""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 from kandinsky5.machine import gpu_facts, memory_bytes
 from kandinsky5.memory.budget import GB, Budget, in_gb
@@ -18,6 +25,8 @@ def budget_for(request: GenerationRequest) -> tuple[Budget, tuple[str, ...]]:
     """
     total_ram, free_ram = memory_bytes()
     notes = []
+    if free_ram is not None:
+        free_ram += own_bytes()
     ram_bytes = round(request.ram * GB) if request.ram else free_ram or ASSUMED_RAM_BYTES
     if not request.ram:
         notes.append(f"budget of RAM: the {in_gb(ram_bytes)} that are free; --ram sets another")
@@ -42,6 +51,20 @@ def _card(device: str) -> tuple[int | None, int | None]:
 
     cards = gpu_facts(torch).cards
     index = int(device.partition(":")[2] or 0)
-    return (
-        (cards[index].free_bytes, cards[index].total_bytes) if index < len(cards) else (None, None)
-    )
+    if index >= len(cards):
+        return None, None
+    return cards[index].free_bytes + torch.cuda.memory_reserved(index), cards[index].total_bytes
+
+
+def own_bytes() -> int:
+    """Main memory that this process has; 0 where the system does not tell."""
+    return held_bytes(os.getpid())
+
+
+def held_bytes(pid: int) -> int:
+    """Main memory that a process has; 0 where there is none, or the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

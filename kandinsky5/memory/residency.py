@@ -7,9 +7,9 @@ hold of main memory is kept within a budget, the least recently used going first
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -54,6 +54,7 @@ class Residency:
     def __init__(self, host_budget_bytes: int | None = None) -> None:
         self.host_budget_bytes = host_budget_bytes
         self._held: dict[str, tuple[Hashable, Tenant[object]]] = {}
+        self._in_use: list[Tenant[Any]] = []
 
     @property
     def host_bytes(self) -> int:
@@ -72,8 +73,8 @@ class Residency:
             return held[1]  # type: ignore[return-value]
         if held is not None:
             held[1].close()
-        del held
-        self._collect()
+            del held
+            self._collect()
         with self._all_let_go_when_out_of_memory(role):
             tenant = make()
         self._held[role] = (key, tenant)
@@ -95,25 +96,45 @@ class Residency:
         try:
             with self._all_let_go_when_out_of_memory(role):
                 model = tenant.enter()
+            self._in_use.append(tenant)
             yield model
+        except BaseException:
+            gc.collect()  # what was computed last may hang on cycles of frames and errors
+            raise
         finally:
+            if tenant in self._in_use:
+                self._in_use.remove(tenant)
             tenant.leave()
-            self._keep_within_budget()
-            self._collect()
+            self.keep_within_budget()
+            _empty_device_cache()
 
-    def release(self, role: str | None = None) -> None:
-        """Let go of one role, or of all."""
-        for name in [role] if role is not None else list(self._held):
-            if name in self._held:
-                self._held.pop(name)[1].close()
+    def held(self, role: str) -> Tenant[Any] | None:
+        """The tenant of a role, whatever its key; None where there is none."""
+        return self._held[role][1] if role in self._held else None
+
+    def keep_only(self, keys: Mapping[str, Hashable]) -> None:
+        """Let go of every role whose key is not the one given here."""
+        others = [role for role, (key, _) in self._held.items() if keys.get(role) != key]
+        if others:
+            self.release(*others)
+
+    def release(self, *roles: str) -> None:
+        """Let go of these roles, or of all; what is in use stays."""
+        for role in roles or list(self._held):
+            self._close(role)
         self._collect()
 
-    def _keep_within_budget(self) -> None:
-        while self.host_budget_bytes is not None and self.host_bytes > self.host_budget_bytes:
-            idlest = next((r for r, (_, t) in self._held.items() if t.host_bytes), None)
-            if idlest is None:
+    def keep_within_budget(self) -> None:
+        """Let go of what is idle, the least recently used first, until the rest is within the budget."""
+        for role in list(self._held):
+            if self.host_budget_bytes is None or self.host_bytes <= self.host_budget_bytes:
                 return
-            self._held.pop(idlest)[1].close()
+            if self._held[role][1].host_bytes:
+                self.release(role)
+
+    def _close(self, role: str) -> None:
+        if role in self._held and self._held[role][1] not in self._in_use:
+            self._held.pop(role)[1].close()
 
     @contextmanager
     def _all_let_go_when_out_of_memory(self, role: str) -> Iterator[None]:
@@ -129,16 +150,24 @@ class Residency:
 
     def _collect(self) -> None:
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _empty_device_cache()
+
+
+def _empty_device_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What torch raises when memory runs out; ask :func:`is_out_of_memory` before believing it."""
 
 
+_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""In a RuntimeError by torch's CPU allocator, by the CUDA runtime, and by cuBLAS and cuDNN."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that device or main memory ran out (the CPU allocator raises RuntimeError)."""
+    """Whether an error means that device or main memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)

@@ -22,6 +22,11 @@ SECONDS_PER_MEGAPIXEL = 0.1
 """Decoding a million pixels of one frame: an assumption, to tell fewer tiles from more."""
 FRAME_BYTES_PER_PIXEL = 3
 """Frames wait in main memory as 8-bit colours."""
+MAX_IMAGE_TILE_PX = 1024 * 1024
+"""Larger pictures are decoded in tiles of at most so many pixels: those the image VAE is used at."""
+IMAGE_COPIES = 4
+"""Feature maps alive at once in the image VAE's widest layer: input, norm, its activation, and one to spare
+for what the library takes to convolve."""
 COMPRESSION = Compression(TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION)
 OVERLAP_PX = 128
 
@@ -59,8 +64,10 @@ def _ladder(job: PlanRequest, frames: int) -> Iterator[TilePlan]:
         overlap=OVERLAP_PX if largest is None else min(OVERLAP_PX, largest // 32 * 8),
         compression=COMPRESSION,
     )
+    whole_px = math.inf if job.models.vae.is_video or largest is not None else MAX_IMAGE_TILE_PX
     while tiles is not None:
-        yield tiles
+        if math.prod(tiles.largest_tile) * COMPRESSION.space**2 <= whole_px:
+            yield tiles
         tiles = smaller_plan(tiles, overlap=OVERLAP_PX) if largest is None else None
 
 
@@ -80,7 +87,7 @@ def _stage(job: PlanRequest, budget: Budget, tiles: TilePlan, name: str) -> Stag
     return stage(
         name,
         device={"VAE": weights},
-        activations=decode_peak_bytes(tiles, dims_of(job), job.number_bytes),
+        activations=_peak_bytes(job, tiles),
         host={
             "staging": weights,
             "frames": FRAME_BYTES_PER_PIXEL * pixels,
@@ -90,6 +97,17 @@ def _stage(job: PlanRequest, budget: Budget, tiles: TilePlan, name: str) -> Stag
         does=_in_words(tiles),
         on_cpu=budget.on_cpu,
     )
+
+
+def _peak_bytes(job: PlanRequest, tiles: TilePlan) -> int:
+    """Most bytes of activations alive while a tile is computed."""
+    vae = job.models.vae
+    if vae.is_video:
+        return decode_peak_bytes(tiles, dims_of(job), job.number_bytes)
+    cells = math.prod(tiles.largest_tile)
+    inputs = zip((vae.widths[-1], *reversed(vae.widths)), range(len(vae.widths)), strict=False)
+    widest = max(width * 4**level for width, level in inputs)  # of each level of the decoder
+    return IMAGE_COPIES * widest * cells * job.number_bytes
 
 
 def _in_words(tiles: TilePlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, Literal, TypeVar
@@ -64,11 +65,16 @@ class WholeTenant(Generic[Model]):
             entries[name] = master
         self._masters.clear()
         if self._home == "disk":
-            self._model = None
+            self._let_go()
 
     def close(self) -> None:
         self.leave()
-        self._model = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._model is not None:
+            self._model = None
+            gc.collect()  # modules may refer to one another in a circle
 
 
 @contextmanager

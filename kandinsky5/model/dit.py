@@ -16,6 +16,7 @@ from torch import nn
 from kandinsky5.model.attention import AttentionEngine, NablaParams, sdpa
 from kandinsky5.model.chunks import WHOLE, ActivationChunks
 from kandinsky5.model.layers import (
+    Attention,
     CrossAttention,
     FeedForward,
     LinearFactory,
@@ -26,6 +27,7 @@ from kandinsky5.model.layers import (
     TimeEmbeddings,
     VisualEmbeddings,
 )
+from kandinsky5.model.nabla import NablaAttention, tiled, untiled
 from kandinsky5.model.rope import Rope, rope_angles_1d, rope_angles_3d, rope_of
 
 if TYPE_CHECKING:
@@ -94,6 +96,17 @@ class StepConditioning:
     out: torch.Tensor
 
 
+@dataclass
+class Residual:
+    """What the visual blocks add to one branch's stream, for :meth:`DiffusionTransformer3D.evaluate`.
+
+    Attributes:
+        value: [S, model_dim]: added instead of running the blocks. None: they run, and it is put here.
+    """
+
+    value: torch.Tensor | None = None
+
+
 class TextBlock(nn.Module):
     """Modulated self-attention and feed-forward on the text alone."""
 
@@ -110,7 +123,8 @@ class TextBlock(nn.Module):
 
         The text is overwritten unless gradients are recorded.
         """
-        vectors = self.text_modulation(time_vector).chunk(6, dim=-1)
+        (modulation,) = self.text_modulation(time_vector)
+        vectors = modulation.chunk(6, dim=-1)
         text = self.self_attention(text, vectors[:3], rope)
         return self.feed_forward(text, vectors[3:])
 
@@ -139,13 +153,15 @@ class VisualBlock(nn.Module):
         modulation: torch.Tensor,
         rope: Rope,
         chunks: ActivationChunks = WHOLE,
+        engine: AttentionEngine | None = None,
     ) -> torch.Tensor:
         """visual [..., S, D], text [..., L, D], modulation float32 [..., 1, 9·D] → [..., S, D].
 
-        ``visual`` is overwritten unless gradients are recorded.
+        ``visual`` is overwritten unless gradients are recorded. ``engine`` is that of self-attention in
+        place of the layer's own.
         """
         vectors = modulation.chunk(9, dim=-1)
-        visual = self.self_attention(visual, vectors[:3], rope, chunks)
+        visual = self.self_attention(visual, vectors[:3], rope, chunks, engine)
         visual = self.cross_attention(visual, text, vectors[3:6], chunks)
         return self.feed_forward(visual, vectors[6:], chunks)
 
@@ -190,6 +206,12 @@ class DiffusionTransformer3D(nn.Module):
 
         self.chunks = WHOLE
 
+    def use_attention(self, engine: AttentionEngine) -> None:
+        """Have every attention layer compute with this engine from now on."""
+        for layer in self.modules():
+            if isinstance(layer, Attention):
+                layer.engine = engine
+
     @property
     def visual_modulations(self) -> nn.ModuleList:
         """The visual blocks' modulations, in order: all that :meth:`prepare` needs of those blocks."""
@@ -221,7 +243,8 @@ class DiffusionTransformer3D(nn.Module):
             Velocity [T, H, W, C_out] in the dtype of the model's weights.
 
         Raises:
-            ValueError: the grid is longer than 128 tokens on an axis.
+            ValueError: the grid is longer than 128 tokens on an axis; with ``sparse``, its height or width is
+                no multiple of 8 tokens (128 pixels).
         """
         branches = self._conditioned([(text_embed, pooled_text_embed, time)])
         return self.evaluate(x, branches, rope_scale=rope_scale, sparse=sparse)[0]
@@ -235,8 +258,9 @@ class DiffusionTransformer3D(nn.Module):
     ) -> list[list[StepConditioning]]:
         """What a whole schedule takes from its prompts, so that those weights are not needed in the loop.
 
-        Every text block and every member of :attr:`visual_modulations` is called for all times and prompts
-        before the next one is, and for each of them by itself: the numbers are those of :meth:`forward`.
+        Every text block is called for all times and prompts before the next one is, every member of
+        :attr:`visual_modulations` once with all of them. Each is computed by itself: the numbers are those
+        of :meth:`forward`.
 
         Args:
             conditionings: the prompts, on the model's device.
@@ -258,6 +282,7 @@ class DiffusionTransformer3D(nn.Module):
         *,
         rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
         sparse: NablaParams | None = None,
+        residuals: Sequence[Residual | None] | None = None,
     ) -> list[torch.Tensor]:
         """The velocity of x under each of several conditionings, all of them through a block before the next.
 
@@ -265,34 +290,67 @@ class DiffusionTransformer3D(nn.Module):
             x: as :meth:`forward` takes it.
             branches: at least one, on x's device.
             rope_scale, sparse: as in :meth:`forward`.
+            residuals: for each branch what a step cache lends or wants; None lets its blocks run. Of a
+                branch with a value only ``out`` is used, and when all have one no block is called.
 
         Returns:
-            For each branch what :meth:`forward` gives, to the bit.
+            For each branch whose blocks run what :meth:`forward` gives, to the bit.
 
         Raises:
-            ValueError: the grid is longer than 128 tokens on an axis.
+            ValueError: as :meth:`forward`.
         """
-        if sparse is not None:
-            raise ValueError(
-                "NABLA attention is not available yet; use full attention (sparse=None)"
-            )
-        visual = self.visual_embeddings(x)
-        grid = visual.shape[-4:-1]
+        sides = zip(x.shape[-4:-1], self.config.patch_size, strict=True)
+        frames, height, width = (side // patch for side, patch in sides)
+        grid = (frames, height, width)
         if max(grid) > MAX_ROPE_POSITIONS:
-            raise ValueError(
-                f"token grid {tuple(grid)} is longer than {MAX_ROPE_POSITIONS} on an axis"
-            )
-        rope = rope_of(rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device))
+            raise ValueError(f"token grid {grid} is longer than {MAX_ROPE_POSITIONS} on an axis")
+        slots = [None] * len(branches) if residuals is None else list(residuals)
+        running = [i for i, slot in enumerate(slots) if slot is None or slot.value is None]
+        wanted = [branches[i] for i in running]
+        through = self._through_blocks(x, grid, wanted, rope_scale, sparse) if running else []
+        velocities = []
+        for slot, branch in zip(slots, branches, strict=True):
+            if slot is None or slot.value is None:
+                stream = through.pop(0)
+            else:
+                stream = self.visual_embeddings(x).flatten(-4, -2).add_(slot.value)
+            velocities.append(self.out_layer(stream, branch.out, grid, self.chunks))
+            if slot is not None and slot.value is None:
+                # Embedded again: the blocks wrote over their input. In place: the cache takes no more.
+                slot.value = stream.sub_(self.visual_embeddings(x).flatten(-4, -2))
+            del stream
+        return velocities
 
-        visual = visual.flatten(-4, -2)
+    def _through_blocks(
+        self,
+        x: torch.Tensor,
+        grid: tuple[int, int, int],
+        branches: Sequence[StepConditioning],
+        rope_scale: tuple[float, float, float],
+        sparse: NablaParams | None,
+    ) -> list[torch.Tensor]:
+        """What each branch's stream is behind the last block, [..., S, D]; ``grid`` is that of its tokens."""
+        visual = self.visual_embeddings(x)
+        angles = rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device)
+        engine = None
+        if sparse is None:
+            visual = visual.flatten(-4, -2)
+        else:
+            engine = NablaAttention(sparse, grid, x.device)
+            visual, angles = tiled(visual), tiled(angles)
+        rope = rope_of(angles)
+
         streams = [visual, *(visual.clone() for _ in branches[1:])]
+        del visual
         for index, block in enumerate(self.visual_transformer_blocks):
             for i, branch in enumerate(branches):
-                streams[i] = block(streams[i], branch.text, branch.visual[index], rope, self.chunks)
-        return [
-            self.out_layer(stream, branch.out, grid, self.chunks)
-            for stream, branch in zip(streams, branches, strict=True)
-        ]
+                streams[i] = block(
+                    streams[i], branch.text, branch.visual[index], rope, self.chunks, engine
+                )
+        if sparse is not None:
+            for i in range(len(streams)):
+                streams[i] = untiled(streams[i], grid)
+        return streams
 
     def _conditioned(
         self,
@@ -307,8 +365,8 @@ class DiffusionTransformer3D(nn.Module):
                 angles = rope_angles_1d(text.shape[-2], self.config.head_dim, text.device)
                 texts[i] = block(text, vectors[i], rope_of(angles))
         texts = [keep(text) for text in texts]
-        visual = [[keep(layer(v)) for v in vectors] for layer in self.visual_modulations]
-        out = [keep(self.out_layer.modulation(vector)) for vector in vectors]
+        visual = [[keep(made) for made in layer(*vectors)] for layer in self.visual_modulations]
+        out = [keep(made) for made in self.out_layer.modulation(*vectors)]
         return [
             StepConditioning(text, tuple(block[i] for block in visual), out[i])
             for i, text in enumerate(texts)

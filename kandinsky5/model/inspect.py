@@ -110,7 +110,8 @@ def check_fits(checkpoint: Checkpoint, config: DiTConfig, preset: Preset) -> str
         A warning about a file that runs but by its name was made for another task, or None.
 
     Raises:
-        CheckpointError: an image model for a video preset, or the reverse.
+        CheckpointError: an image model for a video preset, or the reverse; or one that takes no picture where
+            one is given.
     """
     model = _model_name(config, checkpoint.metadata)
     if model == "image" and preset.is_video:
@@ -122,6 +123,11 @@ def check_fits(checkpoint: Checkpoint, config: DiTConfig, preset: Preset) -> str
         raise CheckpointError(
             checkpoint.path,
             f"makes video, {preset.name} makes images: choose a t2v or i2v preset or an image model",
+        )
+    if preset.takes_image and config.input_channels == config.in_visual_dim:
+        raise CheckpointError(
+            checkpoint.path,
+            f"takes no picture, {preset.name} does: choose image-t2i or an image-i2i model",
         )
     hint = _task_hint(checkpoint.path, config, model)
     if hint in MODES and hint != preset.mode:

@@ -82,8 +82,8 @@ def rows_of(layer: nn.Module, rows: slice) -> nn.Module:
 
 
 def _offer(name: str, layers: Sequence[nn.Module]) -> Callable[..., Any] | None:
-    """The first layer's method of this name, if all of them have one."""
-    if not all(hasattr(layer, name) for layer in layers):
+    """The first layer's method of this name, if they are of one kind that has one."""
+    if len({type(layer) for layer in layers}) != 1 or not hasattr(layers[0], name):
         return None
     method: Callable[..., Any] = getattr(layers[0], name)
     return method
@@ -91,8 +91,16 @@ def _offer(name: str, layers: Sequence[nn.Module]) -> Callable[..., Any] | None:
 
 def linear_float32(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     """The layer evaluated in float32 whatever its weights' dtype."""
-    bias = None if layer.bias is None else layer.bias.float()
-    return F.linear(x.float(), layer.weight.float(), bias)
+    return F.linear(x.float(), *weights_float32(layer))
+
+
+def weights_float32(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of a layer that is computed in float32; the layer may offer a method of this name."""
+    if (own := _offer("weights_float32", [layer])) is not None:
+        weight, bias = own()
+        return weight, bias
+    plain: Any = layer
+    return plain.weight.float(), None if plain.bias is None else plain.bias.float()
 
 
 class TimeEmbeddings(nn.Module):
@@ -157,9 +165,14 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.out_layer.weight)
         nn.init.zeros_(self.out_layer.bias)
 
-    def forward(self, time_vector: torch.Tensor) -> torch.Tensor:
-        """float32 [..., 1, time_dim] → float32 [..., 1, parts·model_dim], the parts side by side."""
-        return linear_float32(self.out_layer, F.silu(time_vector))
+    def forward(self, *time_vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """float32 [..., 1, time_dim] → float32 [..., 1, parts·model_dim] each, the parts side by side.
+
+        Each vector is multiplied by itself, so that its numbers do not depend on the others; the weights
+        become float32 once for all of them, which takes longer than the product does.
+        """
+        weight, bias = weights_float32(self.out_layer)
+        return tuple(F.linear(F.silu(vector), weight, bias) for vector in time_vectors)
 
 
 class Attention(nn.Module):
@@ -192,11 +205,20 @@ class SelfAttention(Attention):
     """x + gate · attention of the modulated x to itself."""
 
     def forward(
-        self, x: torch.Tensor, vectors: Gated, rope: Rope, chunks: ActivationChunks = WHOLE
+        self,
+        x: torch.Tensor,
+        vectors: Gated,
+        rope: Rope,
+        chunks: ActivationChunks = WHOLE,
+        engine: AttentionEngine | None = None,
     ) -> torch.Tensor:
-        """x [..., S, D] (see :func:`~kandinsky5.model.chunks.renewed`) → [..., S, D]."""
+        """x [..., S, D] (see :func:`~kandinsky5.model.chunks.renewed`) → [..., S, D].
+
+        ``engine`` takes the place of the layer's own, for tokens that have an attention of their own.
+        """
+        attend = engine or self.engine
         groups = (
-            (self._attended(x, vectors, rope, heads, chunks),)
+            (attend(*self._projected(x, vectors, rope, heads, chunks)),)
             for heads in spans(self.heads, chunks.heads)
         )
         (attended,) = joined(groups, self.heads, dim=-2)
@@ -207,15 +229,15 @@ class SelfAttention(Attention):
 
         return renewed(x, chunks.tokens, add)
 
-    def _attended(
+    def _projected(
         self,
         x: torch.Tensor,
         vectors: Gated,
         rope: Rope,
         heads: slice,
         chunks: ActivationChunks,
-    ) -> torch.Tensor:
-        """[..., S, some heads, d]; their queries, keys and values live no longer than this call."""
+    ) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values of some heads, [..., S, some heads, d] each."""
         shift, scale, _ = vectors
         length = x.shape[-2]
         layers: list[nn.Module] = [self.to_query, self.to_key, self.to_value]
@@ -231,8 +253,7 @@ class SelfAttention(Attention):
             return query, key, self._in_heads(value)
 
         parts = (project(tokens) for tokens in spans(length, chunks.tokens))
-        query, key, value = joined(parts, length, dim=-3)
-        return self.engine(query, key, value)
+        return joined(parts, length, dim=-3)
 
 
 class CrossAttention(Attention):

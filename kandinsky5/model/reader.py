@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -169,6 +169,28 @@ def put_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module._buffers[leaf] = tensor
     else:
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def fill_model(
+    model: nn.Module,
+    groups: Iterable[tuple[str, ...]],
+    read_into: Callable[[Mapping[str, torch.Tensor]], None],
+    device: torch.device,
+) -> None:
+    """Give a model on the meta device its weights, a few tensors at a time, none of them twice.
+
+    Args:
+        model: its tensors have the dtypes and shapes they will have.
+        groups: names of tensors that are read together.
+        read_into: fills tensors in main memory, given by name.
+        device: where they go then.
+    """
+    expected = model.state_dict()
+    for names in groups:
+        targets = {name: torch.empty_like(expected[name], device="cpu") for name in names}
+        read_into(targets)
+        for name in names:
+            put_tensor(model, name, targets.pop(name).to(device))
 
 
 def _usual_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype:

@@ -2,8 +2,8 @@
 
 The published code pads the prompt to its limit on the right and masks the padding everywhere. Both
 encoders are causal, so a token never sees what follows it: without the padding the numbers are the same
-and the work is less. Only the language part of Qwen2.5-VL is loaded; neither its vision tower nor its
-output layer take part in conditioning.
+and the work is less. Of Qwen2.5-VL the language part is loaded and, where it is to see a picture that shall
+be edited, its vision tower (:mod:`kandinsky5.model.text_picture`); its output layer takes no part.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from kandinsky5.errors import UserError
+from kandinsky5.model.text_generation import OutputLayer, Writer, well_formed
 from kandinsky5.model.text_loading import (
     check_vocabulary,
     load_clip,
@@ -26,6 +29,7 @@ from kandinsky5.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from kandinsky5.model.files import ModelFiles
+    from kandinsky5.model.text_picture import Sight
 
 CLIP_MARKS = 2
 """CLIP's tokens of start and end."""
@@ -67,11 +71,20 @@ class TextEncoders:
         qwen_tokenizer: its tokenizer.
         clip: the text part of CLIP.
         clip_tokenizer: its tokenizer.
+        sight: Qwen's vision, where it is to see pictures.
     """
 
-    def __init__(self, qwen: Any, qwen_tokenizer: Any, clip: Any, clip_tokenizer: Any) -> None:
+    def __init__(
+        self,
+        qwen: Any,
+        qwen_tokenizer: Any,
+        clip: Any,
+        clip_tokenizer: Any,
+        sight: Sight | None = None,
+    ) -> None:
         self._qwen, self._qwen_tokenizer = qwen, qwen_tokenizer
         self._clip, self._clip_tokenizer = clip, clip_tokenizer
+        self._sight = sight
 
     @classmethod
     def load(
@@ -81,6 +94,7 @@ class TextEncoders:
         device: torch.device,
         dtype: torch.dtype,
         qwen: Any | None = None,
+        sight: Sight | None = None,
     ) -> TextEncoders:
         """Read both encoders from local folders; nothing is downloaded.
 
@@ -89,6 +103,7 @@ class TextEncoders:
             device: where the weights go, straight from the files.
             dtype: of Qwen's weights. CLIP is small and stays float32, as published.
             qwen: the language part where somebody else brings its weights; None reads it.
+            sight: Qwen's vision, where it is to see pictures.
 
         Raises:
             CheckpointError: a folder or file is missing, broken or of another model.
@@ -100,12 +115,15 @@ class TextEncoders:
         if qwen is None:
             qwen = load_qwen(files.text_encoder, device=device, dtype=dtype)
         check_vocabulary(qwen_tokenizer, qwen, files.tokenizer)
-        return cls(qwen, qwen_tokenizer, clip, clip_tokenizer)
+        if sight is not None:
+            sight.check_tokenizer(qwen_tokenizer, files.tokenizer)
+        return cls(qwen, qwen_tokenizer, clip, clip_tokenizer, sight)
 
     @property
-    def modules(self) -> tuple[nn.Module, nn.Module]:
-        """Both encoders, for who moves them."""
-        return self._qwen, self._clip
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All that has weights, for who moves them."""
+        encoders = (self._qwen, self._clip)
+        return encoders if self._sight is None else (*encoders, self._sight.tower)
 
     @torch.inference_mode()
     def encode(
@@ -115,6 +133,7 @@ class TextEncoders:
         template: PromptTemplate,
         max_tokens: int,
         clip_tokens: int = 77,
+        picture: NDArray[np.uint8] | None = None,
     ) -> Conditioning:
         """Conditioning of one prompt.
 
@@ -125,36 +144,53 @@ class TextEncoders:
             template: the preset's.
             max_tokens: limit after the template's first ``crop_start`` positions.
             clip_tokens: CLIP reads exactly so many, padded or cut.
+            picture: uint8 [H, W, 3] that Qwen sees after the prompt; needs ``sight``.
 
         Returns:
-            At most ``max_tokens`` vectors and the pooled one, on the encoders' device.
+            At most ``max_tokens`` vectors, those of the picture not counted, and the pooled one, on the
+            encoders' device.
 
         Raises:
             UserError: the template leaves nothing of so short a prompt.
         """
-        ids = self.qwen_ids(prompt, template, max_tokens)
-        if len(ids) <= template.crop_start:
+        hidden = self._hidden(self.qwen_ids(prompt, template, max_tokens), picture)
+        if len(hidden) <= template.crop_start:
             raise UserError("prompt", prompt, "too short for this model; write a few words more")
-        qwen_ids = torch.tensor([ids], device=self._qwen.device)
-        hidden = self._qwen(input_ids=qwen_ids, use_cache=False).last_hidden_state
         clip_ids = self.clip_ids(clip_prompt, clip_tokens)
         clip_inputs = {
             name: torch.tensor([clip_ids[name]], device=self._clip.device)
             for name in ("input_ids", "attention_mask")
         }
         pooled = self._clip(**clip_inputs).pooler_output
-        return Conditioning(hidden[0, template.crop_start :].float(), pooled[0].float())
+        return Conditioning(hidden[template.crop_start :].float(), pooled[0].float())
+
+    def _hidden(self, ids: list[int], picture: NDArray[np.uint8] | None) -> torch.Tensor:
+        """Qwen's last hidden state [L, hidden]."""
+        if picture is not None:
+            if self._sight is None:
+                raise ValueError("a picture for encoders that were loaded without sight")
+            return self._sight.hidden(self._qwen, self._qwen_tokenizer, ids, picture)
+        qwen_ids = torch.tensor([ids], device=self._qwen.device)
+        return self._qwen(input_ids=qwen_ids, use_cache=False).last_hidden_state[0]
+
+    def writer(self, layer: OutputLayer | None, sight: Sight | None = None) -> Writer:
+        """Qwen as one who answers; see :class:`~kandinsky5.model.text_generation.Writer`.
+
+        Args:
+            sight: where these encoders were loaded without.
+        """
+        return Writer(self._qwen, self._qwen_tokenizer, layer, self._sight or sight)
 
     def qwen_ids(self, prompt: str, template: PromptTemplate, max_tokens: int) -> list[int]:
         """Token ids of prompt and template, at most ``crop_start + max_tokens``."""
         limit = template.crop_start + max_tokens
-        text = template.fill(_well_formed(prompt))
+        text = template.fill(well_formed(prompt))
         return self._qwen_tokenizer(text, truncation=True, max_length=limit)["input_ids"]
 
     def clip_ids(self, prompt: str, clip_tokens: int = 77) -> dict[str, list[int]]:
         """``input_ids`` and ``attention_mask`` of exactly ``clip_tokens`` positions."""
         return self._clip_tokenizer(
-            _well_formed(prompt),
+            well_formed(prompt),
             truncation=True,
             max_length=clip_tokens,
             padding="max_length",
@@ -167,7 +203,7 @@ class TextEncoders:
         def length(text: str) -> int:
             return len(self._qwen_tokenizer(text)["input_ids"])
 
-        prompt, before = _well_formed(prompt), template.text.split("{}")[0]
+        prompt, before = well_formed(prompt), template.text.split("{}")[0]
         filled = template.fill(prompt)
         limit = template.crop_start + max_tokens
         offsets = self._qwen_tokenizer(filled, return_offsets_mapping=True)["offset_mapping"]
@@ -177,7 +213,7 @@ class TextEncoders:
 
     def clip_token_count(self, prompt: str, clip_tokens: int = 77) -> TokenCount:
         """The same for CLIP, which reads ``clip_tokens`` with its marks of start and end."""
-        prompt = _well_formed(prompt)
+        prompt = well_formed(prompt)
         offsets = self._clip_tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
         tokens = len(offsets) - CLIP_MARKS
         # the mark of the end takes the last place of a prompt that is cut
@@ -192,8 +228,3 @@ def _not_read(prompt: str, offsets: list[tuple[int, int]], limit: int, *, start:
         offsets: (first, end) characters of each token in the text in which the prompt begins at ``start``.
     """
     return prompt[max(offsets[limit][0] - start, 0) :] if len(offsets) > limit else ""
-
-
-def _well_formed(prompt: str) -> str:
-    """The prompt with halves of UTF-16 pairs joined, or replaced when alone; tokenizers need it."""
-    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

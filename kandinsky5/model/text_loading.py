@@ -25,8 +25,13 @@ _CLIP_TYPES = ("clip", "clip_text_model")
 """``model_type`` of the configurations that fit."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
+_PUBLISHED_PIXELS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384}
+"""Of a picture as Qwen2.5-VL-7B-Instruct sees it; smaller and larger ones are scaled."""
+
 _OUTER_NAMES = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?")
 """What savers of different versions put before the names of the language part."""
+_TOWER_NAMES = re.compile(r"(model\.)?visual\.")
+"""The same for the vision tower."""
 
 
 def load_qwen(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -37,6 +42,50 @@ def load_qwen(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """
     with EncoderReader.of_qwen(folder, dtype=dtype) as reader:
         return reader.load(device)
+
+
+def load_vision_tower(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The part of Qwen2.5-VL that sees, as a frozen ``Qwen2_5_VisionTransformerPretrainedModel``.
+
+    Raises:
+        CheckpointError: the folder is missing, broken, of another model, or without a vision tower.
+    """
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+    tower = qwen.Qwen2_5_VisionTransformerPretrainedModel
+    with EncoderReader(
+        tower, folder, _QWEN_TYPES[:1], dtype=dtype, part="vision_config", outer=_TOWER_NAMES
+    ) as reader:
+        return reader.load(device)
+
+
+def without_parts(folder: Path) -> Any:
+    """A ``Qwen2_5_VLModel`` of the folder's dimensions that joins a tower and a language part.
+
+    Raises:
+        CheckpointError: the folder's config.json is missing, broken or of another model.
+    """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+    model = _without_weights(Qwen2_5_VLModel, folder, _QWEN_TYPES[:1], part=None).eval()
+    model.visual = model.language_model = None
+    return model
+
+
+def load_picture_processor(folder: Path) -> Any:
+    """What makes patches of a picture, by PIL; the published settings where the folder has none.
+
+    Raises:
+        CheckpointError: its preprocessor_config.json cannot be used.
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return Qwen2VLImageProcessorPil(**_PUBLISHED_PIXELS)
+    read_json(path)  # on broken JSON the library's own error names no file
+    with _quiet(path):
+        return Qwen2VLImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
 
 
 def load_clip(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -107,6 +156,14 @@ def _load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
 class EncoderReader:
     """A checked encoder without its weights, and the weights in their file. Close it, or use ``with``.
 
+    Args:
+        model_class: of transformers, made of the folder's configuration.
+        folder: with config.json and weights.
+        types: ``model_type`` of the configurations that fit.
+        dtype: of the weights.
+        part: of the configuration, where it has it.
+        outer: matches what a saver may put before the model's own names; other tensors are not its.
+
     Attributes:
         model: parameters on the meta device, its few buffers as computed, on the CPU.
 
@@ -115,14 +172,22 @@ class EncoderReader:
     """
 
     def __init__(
-        self, model_class: Any, folder: Path, types: tuple[str, ...], *, dtype: torch.dtype
+        self,
+        model_class: Any,
+        folder: Path,
+        types: tuple[str, ...],
+        *,
+        dtype: torch.dtype,
+        part: str = "text_config",
+        outer: re.Pattern[str] = _OUTER_NAMES,
     ) -> None:
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder; it should hold a text encoder")
-        model = _without_weights(model_class, folder, types)
+        model = _without_weights(model_class, folder, types, part)
         self._checkpoint = Checkpoint(folder)
         try:
-            names = {_OUTER_NAMES.sub("", n, count=1): n for n in self._checkpoint.tensors}
+            stored = self._checkpoint.tensors
+            names = {n[found.end() :]: n for n in stored if (found := outer.match(n))}
             _check_weights(model, self._checkpoint, names)
         except BaseException:
             self.close()
@@ -172,8 +237,13 @@ class EncoderReader:
         self.close()
 
 
-def _without_weights(model_class: Any, folder: Path, types: tuple[str, ...]) -> Any:
-    """The model of a folder's ``config.json``: parameters on the meta device, buffers as computed."""
+def _without_weights(
+    model_class: Any, folder: Path, types: tuple[str, ...], part: str | None
+) -> Any:
+    """The model of a folder's ``config.json``: parameters on the meta device, buffers as computed.
+
+    ``part`` names the part of the configuration it is made of; where there is none, it is made of the whole.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig
 
@@ -185,7 +255,7 @@ def _without_weights(model_class: Any, folder: Path, types: tuple[str, ...]) -> 
         )
     with _quiet(path), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        return model_class(getattr(config, "text_config", config))
+        return model_class(config if part is None else getattr(config, part, config))
 
 
 def _check_weights(model: nn.Module, checkpoint: Checkpoint, places: dict[str, str]) -> None:

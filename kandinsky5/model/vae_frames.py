@@ -23,25 +23,24 @@ Past = dict[int, list[torch.Tensor]]
 STILL = None
 """Instead of a past: the frame has always been the same."""
 
-MEASURED_AT_ONCE = 2**24
-"""Numbers turned to float32 together while moments are taken."""
+AT_ONCE = 2**24
+"""Numbers of a frame that are normed or measured together: bounds what is alive only meanwhile."""
 
 Moments = tuple[torch.Tensor, torch.Tensor]
 """Mean and variance of each group, float32 [groups]."""
 
 
 class FrameNorm:
-    """GroupNorm and SiLU with statistics that are given, not taken from the frame."""
+    """GroupNorm with statistics that are given, not taken from the frame."""
 
-    def __init__(self, norm: nn.GroupNorm, *, activate: bool = True) -> None:
+    def __init__(self, norm: nn.GroupNorm) -> None:
         self._norm = norm
-        self._activate = activate
         self._moments: Moments | None = None
 
     def moments_of(self, frame: torch.Tensor) -> Moments:
         """Of one frame [1, C, h, w] or [C, h, w]."""
         groups = frame.reshape(self._norm.num_groups, -1)
-        at_once = max(1, MEASURED_AT_ONCE // groups.shape[1])
+        at_once = max(1, AT_ONCE // groups.shape[1])
         parts = [torch.var_mean(part.float(), 1, correction=0) for part in groups.split(at_once)]
         return torch.cat([mean for _, mean in parts]), torch.cat([var for var, _ in parts])
 
@@ -51,30 +50,44 @@ class FrameNorm:
         mean, variance = (part.repeat_interleave(each) for part in moments)
         self._moments = mean, variance
 
+    def activated(self, x: torch.Tensor) -> torch.Tensor:
+        """Normed, through SiLU, and padded by a pixel for the convolution behind."""
+        batch, channels, height, width = x.shape
+        out = x.new_empty(batch, channels, height + 2, width + 2)
+        at_once = max(1, AT_ONCE // x[:, 0].numel())
+        for start in range(0, channels, at_once):
+            part = slice(start, start + at_once)
+            out[:, part] = padded(F.silu(self._normed(x[:, part], part), inplace=True))
+        return out
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._normed(x, slice(None))
+
+    def _normed(self, x: torch.Tensor, channels: slice) -> torch.Tensor:
         assert self._moments is not None, "statistics have not been fixed"
-        mean, variance = self._moments
-        weight, bias = self._norm.weight.float(), self._norm.bias.float()
-        out = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self._norm.eps)
-        return F.silu(out, inplace=True) if self._activate else out
+        mean, variance, weight, bias = (
+            values[channels].float()
+            for values in (*self._moments, self._norm.weight, self._norm.bias)
+        )
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self._norm.eps)
 
 
 class FrameConvolution:
-    """A causal 3×3×3 convolution."""
+    """A causal 3×3×3 convolution of frames that are padded already."""
 
     def __init__(self, conv: nn.Conv3d) -> None:
         self._conv = conv
 
     def __call__(self, x: torch.Tensor, past: Past | None) -> torch.Tensor:
         taps, bias = self._conv.weight.unbind(2), self._conv.bias
-        x = _padded(x)
         if past is STILL:
             return F.conv2d(x, summed(taps), bias)
-        before, last = past.get(id(self), [x, x])
-        out = F.conv2d(x, taps[2], bias)
-        out += F.conv2d(last, taps[1])
-        out += F.conv2d(before, taps[0])
-        past[id(self)] = [last, x]
+        seen = past.pop(id(self), [x, x])
+        seen.append(x)
+        out = F.conv2d(seen.pop(0), taps[0], bias)  # the oldest goes before more room is needed
+        out += F.conv2d(seen[0], taps[1])
+        out += F.conv2d(x, taps[2])
+        past[id(self)] = seen
         return out
 
 
@@ -91,7 +104,7 @@ class FrameResnet:
 
     def first_half(self, x: torch.Tensor, past: Past | None) -> torch.Tensor:
         """What the second norm is given."""
-        return self._conv1(self.norm1(x), past)
+        return self._conv1(self.norm1.activated(x), past)
 
     def over_all(self, stack: torch.Tensor) -> torch.Tensor:
         """All frames [t, C, h, w] of a video, with the statistics taken on them; exact."""
@@ -106,7 +119,7 @@ class FrameResnet:
     def _second_half(
         self, hidden: torch.Tensor, x: torch.Tensor, past: Past | None
     ) -> torch.Tensor:
-        out = self._conv2(self.norm2(hidden), past)
+        out = self._conv2(self.norm2.activated(hidden), past)
         if self._shortcut is not None:
             x = F.conv2d(x, self._shortcut.weight.squeeze(2), self._shortcut.bias)
         return out.add_(x)
@@ -132,7 +145,7 @@ class FrameGrowth:
 
     def __call__(self, x: torch.Tensor, past: Past | None) -> Iterator[torch.Tensor]:
         """The frames that one frame grows to, one by one; a still gives one."""
-        x = _padded(x)
+        x = padded(x)
         if past is STILL:
             yield self._grow([x], [[summed(taps) for taps in zip(*self._of_second, strict=True)]])
             return
@@ -175,7 +188,7 @@ class FrameGrowth:
 
 def add_attention(layer: PrefixAttention, stack: torch.Tensor) -> None:
     """Add the attention's output to a video's frames [t, C, h, w] in place, frame by frame; exact."""
-    norm = FrameNorm(layer.group_norm, activate=False)
+    norm = FrameNorm(layer.group_norm)
     norm.fix(pooled([norm.moments_of(x) for x in stack]))
     frames, channels, height, width = stack.shape
     area = height * width
@@ -206,5 +219,6 @@ def summed(terms: Sequence[torch.Tensor]) -> torch.Tensor:
     return total
 
 
-def _padded(x: torch.Tensor) -> torch.Tensor:
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """A pixel more on each side, like its neighbour."""
     return F.pad(x, (1, 1, 1, 1), mode="replicate")

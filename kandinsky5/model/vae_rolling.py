@@ -28,6 +28,7 @@ from kandinsky5.model.vae_frames import (
     Moments,
     Past,
     add_attention,
+    padded,
     pooled,
 )
 
@@ -65,7 +66,7 @@ class RollingVAEDecoder:
         frames = self._vae.post_quant_conv(z)[0].transpose(0, 1)
         decoder, past = self._vae.decoder, Past()
         conv_in = FrameConvolution(decoder.conv_in.conv)
-        stack = torch.cat([conv_in(frame[None], past) for frame in frames])
+        stack = torch.cat([conv_in(padded(frame[None]), past) for frame in frames])
         stack = FrameResnet(decoder.mid_block.resnets[0]).over_all(stack)
         add_attention(decoder.mid_block.attentions[0], stack)
         for block in (decoder.mid_block.resnets[1], *self._narrow_resnets):
@@ -106,7 +107,7 @@ class RollingVAEDecoder:
 
     def _through_level(self, index: int, x: torch.Tensor, past: Past) -> Iterator[torch.Tensor]:
         if index == len(self._levels):
-            yield self._conv_out(self._norm_out(x), past)
+            yield self._conv_out(self._norm_out.activated(x), past)
             return
         growth, resnets = self._levels[index]
         for frame in (x,) if growth is None else growth(x, past):

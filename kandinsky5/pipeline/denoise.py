@@ -6,21 +6,17 @@ Latents here are [T, H, W, C] float32 on the device; t runs from 1 (noise) to 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
 import torch
 
 from kandinsky5.errors import NotFinite, Stopped
-from kandinsky5.model.dit import DiTConfig, StepConditioning
+from kandinsky5.model.dit import DiTConfig, Residual, StepConditioning
 from kandinsky5.model.text import Conditioning
-
-NORMALISED_FRAMES = 4
-REFERENCE_FRAMES = 5
-MEAN_SLACK = (-0.05, 0.10)
-STD_SLACK = (-0.10, 0.25)
-"""How far a first frame's mean and standard deviation may be moved (published constants)."""
+from kandinsky5.pipeline.cache import StepCache
+from kandinsky5.pipeline.model_inputs import ModelInputs, inputs_for
 
 
 class Transformer(Protocol):
@@ -38,16 +34,21 @@ class Transformer(Protocol):
         branches: Sequence[StepConditioning],
         *,
         rope_scale: tuple[float, float, float],
+        residuals: Sequence[Residual | None] | None,
     ) -> list[torch.Tensor]: ...
 
 
 class ConditioningSchedule(Protocol):
     """What every step is steered by, made before the loop begins."""
 
-    def branches(self, step: int) -> Sequence[StepConditioning]:
-        """Prompt, then the negative one if there is any, for the evaluation at ``times[step]``.
+    def branches(self, step: int, skips: Sequence[bool]) -> Sequence[StepConditioning]:
+        """Prompt, then the negative one if it takes part, for the evaluation at ``times[step]``.
 
-        They are on the latent's device when given out. ``step`` counts from 0 and only grows.
+        They are on the latent's device when given out.
+
+        Args:
+            step: counts from 0 and only grows.
+            skips: for each branch that is wanted, whether its blocks are skipped: then only ``out`` is used.
         """
         ...
 
@@ -64,31 +65,44 @@ class PreparedSchedule:
     prepared: Sequence[Sequence[StepConditioning]]
     start_step: int = 0
 
-    def branches(self, step: int) -> Sequence[StepConditioning]:
-        return self.prepared[step - self.start_step]
+    def branches(self, step: int, skips: Sequence[bool]) -> Sequence[StepConditioning]:
+        return self.prepared[step - self.start_step][: len(skips)]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What steers the video: the prompt and, when scale is not 1, what to keep away from."""
+    """What steers the video: the prompt and, when scale is not 1, what to keep away from.
+
+    Attributes:
+        interval: the part of the schedule that is guided, as shares of its steps; the others have the
+            prompt alone (arXiv 2404.07724).
+    """
 
     positive: Conditioning
     negative: Conditioning | None = None
     scale: float = 1.0
+    interval: tuple[float, float] = field(default=(0.0, 1.0), kw_only=True)
 
     @property
     def conditionings(self) -> tuple[Conditioning, ...]:
         """One for each branch of a step."""
         return (self.positive,) if self.negative is None else (self.positive, self.negative)
 
-    @property
-    def evaluations_per_step(self) -> int:
-        return len(self.conditionings)
+    def branches(self, steps: int) -> list[int]:
+        """For each step how many evaluations it has: 2 where it is guided, else 1."""
+        if self.negative is None:
+            return [1] * steps
+        first, end = (round(share * steps) for share in self.interval)
+        return [2 if first <= step < end else 1 for step in range(steps)]
 
 
 @dataclass(frozen=True)
 class StepState:
-    """The run after a step: steps done, the latent, the velocity that led to it, and both times."""
+    """The run after a step: steps done, the latent, the velocity that led to it, and both times.
+
+    Attributes:
+        evaluations_run, evaluations_skipped: in this step.
+    """
 
     step: int
     total: int
@@ -96,6 +110,8 @@ class StepState:
     velocity: torch.Tensor
     time: float
     next_time: float
+    evaluations_run: int = 1
+    evaluations_skipped: int = 0
 
 
 def schedule(steps: int, shift: float) -> torch.Tensor:
@@ -109,19 +125,6 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tens
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-def model_input(
-    config: DiTConfig, latent: torch.Tensor, first_frame: torch.Tensor | None
-) -> torch.Tensor:
-    """The latent as the transformer takes it: [x, zeros, mask] for video models, x alone otherwise."""
-    if not config.visual_cond:
-        return latent
-    condition = torch.zeros_like(latent)
-    mask = torch.zeros_like(latent[..., :1])
-    if first_frame is not None:
-        mask[:1] = 1.0
-    return torch.cat([latent, condition, mask], dim=-1)
-
-
 @torch.inference_mode()
 def denoise(
     transformer: Transformer,
@@ -130,9 +133,10 @@ def denoise(
     times: torch.Tensor,
     *,
     conditioning: ConditioningSchedule | None = None,
+    cache: StepCache | None = None,
     start_step: int = 0,
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    first_frame: torch.Tensor | None = None,
+    inputs: ModelInputs | None = None,
     on_step: Callable[[StepState], None] = lambda state: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor:
@@ -146,10 +150,10 @@ def denoise(
         times: [steps+1] from :func:`schedule`.
         conditioning: what the steps are steered by; None has it prepared by the transformer and kept where
             the prompts are.
+        cache: decides which evaluations are skipped; its plan is for the branches of ``guidance``.
         start_step: steps that are done already.
         rope_scale: of the preset.
-        first_frame: [1, H, W, C], the given picture's latent for image-to-video: it replaces the first
-            frame before every step and after the last, and then the first frames are renormalised.
+        inputs: how the latent goes into the transformer, with a given picture; None is without one.
         on_step: told after each step.
         should_stop: asked before each step.
 
@@ -169,25 +173,27 @@ def denoise(
     if conditioning is None:
         prepared = transformer.prepare(guidance.conditionings, moments[start_step:total])
         conditioning = PreparedSchedule(prepared, start_step)
+    counts, inputs = guidance.branches(total), inputs or inputs_for(transformer.config, None)
     for step, (time, next_time) in enumerate(pairwise(moments)):
         if step < start_step:
             continue
         if should_stop():
             raise Stopped(f"stopped before step {step + 1} of {total}")
-        if first_frame is not None:
-            latent[:1] = first_frame
-        inputs = model_input(transformer.config, latent, first_frame)
-        branches = conditioning.branches(step)
-        velocities = transformer.evaluate(inputs, branches, rope_scale=rope_scale)
+        latent = inputs.begun(latent)
+        skips = (False,) * counts[step] if cache is None else cache.skips(step)
+        velocities = transformer.evaluate(
+            inputs.of(latent),
+            conditioning.branches(step, skips),
+            rope_scale=rope_scale,
+            residuals=None if cache is None else cache.residuals(step),
+        )
         velocity = guided(velocities, guidance.scale)
         latent = latent + (next_time - time) * velocity
         if not latent.isfinite().all():
             raise NotFinite(step + 1, total)
-        on_step(StepState(step + 1, total, latent, velocity, time, next_time))
-    if first_frame is not None:
-        latent[:1] = first_frame
-        latent = normalise_first_frames(latent)
-    return latent
+        done, skipped = skips.count(False), skips.count(True)
+        on_step(StepState(step + 1, total, latent, velocity, time, next_time, done, skipped))
+    return inputs.finished(latent)
 
 
 def guided(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
@@ -197,29 +203,3 @@ def guided(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
         return positive
     (negative,) = negatives
     return negative + scale * (positive - negative)
-
-
-def normalise_first_frames(latent: torch.Tensor) -> torch.Tensor:
-    """Bring the first four frames near the mean and spread of the five that follow.
-
-    An input picture's latent differs a little from what the model paints; left alone the difference shows
-    as a flash. Each frame keeps its own pattern; mean and standard deviation move within
-    :data:`MEAN_SLACK` and :data:`STD_SLACK`. A video of four latent frames or fewer has nothing to compare
-    with and stays as it is.
-
-    Args:
-        latent: [T, H, W, C].
-
-    Returns:
-        A new tensor of the same shape.
-    """
-    reference = latent[NORMALISED_FRAMES : NORMALISED_FRAMES + REFERENCE_FRAMES]
-    if reference.shape[0] == 0:
-        return latent.clone()
-    frames = latent[:NORMALISED_FRAMES]
-    mean = frames.mean(dim=(1, 2, 3), keepdim=True)
-    std = frames.std(dim=(1, 2, 3), keepdim=True)
-    target_mean = reference.mean().clamp(mean + MEAN_SLACK[0], mean + MEAN_SLACK[1])
-    target_std = reference.std().clamp(std + STD_SLACK[0], std + STD_SLACK[1])
-    normalised = (frames - mean) / std * target_std + target_mean
-    return torch.cat([normalised, latent[NORMALISED_FRAMES:]])

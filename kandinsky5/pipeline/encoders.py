@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,7 +17,9 @@ from kandinsky5.memory.streamer import Streamer
 from kandinsky5.memory.whole import Home, WholeTenant, part_on_device, to_device, to_host
 from kandinsky5.model.files import ModelFiles
 from kandinsky5.model.text import TextEncoders
+from kandinsky5.model.text_generation import OutputLayer
 from kandinsky5.model.text_loading import EncoderReader
+from kandinsky5.model.text_picture import Sight
 
 LAYERS, TABLE = "layers.", "embed_tokens."
 
@@ -28,6 +32,7 @@ def text_tenant(
     source: str,
     home: Home,
     slots: int = 2,
+    sees: bool = False,
 ) -> Tenant[TextEncoders]:
     """Both text encoders.
 
@@ -38,16 +43,53 @@ def text_tenant(
         source: where Qwen's layers are while it computes: ``resident``, ``pinned`` or ``disk``.
         home: where the encoders wait between uses; streamed ones keep their layers if it is ``ram``.
         slots: buffers for streamed layers.
+        sees: whether Qwen is to see pictures; its vision tower is read then.
     """
+
+    def sight(where: torch.device) -> Sight | None:
+        return Sight.load(files.text_encoder, device=where, dtype=dtype) if sees else None
+
     if source == "resident":
         return WholeTenant(
-            lambda where: TextEncoders.load(files, device=where, dtype=dtype),
+            lambda where: TextEncoders.load(files, device=where, dtype=dtype, sight=sight(where)),
             lambda encoders: encoders.modules,
             device=device,
             home=home,
         )
     pinned = source == "pinned" or home == "ram"
-    return StreamedText(files, device=device, dtype=dtype, pinned=pinned, slots=slots)
+    return StreamedText(files, device=device, dtype=dtype, pinned=pinned, slots=slots, sight=sight)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What the text encoder needs besides itself to answer.
+
+    Attributes:
+        layer: its output layer; None where that is its table of embeddings.
+        sight: its vision, where it is to see a picture.
+    """
+
+    layer: OutputLayer | None
+    sight: Sight | None
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+        sight = () if self.sight is None else (self.sight.tower,)
+        return sight if self.layer is None else (self.layer, *sight)
+
+
+def voice_tenant(
+    files: ModelFiles, *, device: torch.device, dtype: torch.dtype, sees: bool
+) -> Tenant[Voice]:
+    """Read for one answer, and gone after it."""
+
+    def load(where: torch.device) -> Voice:
+        folder = files.text_encoder
+        sight = Sight.load(folder, device=where, dtype=dtype) if sees else None
+        return Voice(OutputLayer.load(folder, device=where, dtype=dtype), sight)
+
+    return WholeTenant(load, lambda voice: voice.modules, device=device, home="disk")
 
 
 class StreamedText:
@@ -58,6 +100,7 @@ class StreamedText:
     Args:
         pinned: keep the layers in page-locked main memory instead of reading them each time.
         slots: buffers for the layers on the device.
+        sight: reads the vision tower, if it is wanted, each time: it is small beside the layers.
     """
 
     def __init__(
@@ -68,9 +111,10 @@ class StreamedText:
         dtype: torch.dtype,
         pinned: bool,
         slots: int,
+        sight: Callable[[torch.device], Sight | None],
     ) -> None:
         self._files, self._device, self._dtype = files, device, dtype
-        self._pinned, self._slots = pinned, slots
+        self._pinned, self._slots, self._sight = pinned, slots, sight
         self._reader: EncoderReader | None = None
         self._source: PinnedSource | DiskSource | None = None
         self._in_use = ExitStack()
@@ -100,7 +144,11 @@ class StreamedText:
             for hook in self._around_the_table(qwen.embed_tokens):
                 undo.callback(hook.remove)
             encoders = TextEncoders.load(
-                self._files, device=self._device, dtype=self._dtype, qwen=qwen
+                self._files,
+                device=self._device,
+                dtype=self._dtype,
+                qwen=qwen,
+                sight=self._sight(self._device),
             )
             self._in_use = undo.pop_all()
         return encoders

@@ -1,4 +1,4 @@
-"""The input picture of image-to-video: read, turned upright, brought to the model's size."""
+"""The input picture: read, turned upright, brought to the model's size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kandinsky5.errors import UserError
@@ -41,6 +42,12 @@ def read_image(path: str) -> Image.Image:
         raise UserError("image", path, f"at most {MAX_PIXELS // 10**6} megapixels") from error
 
 
+def nearest_size(width: int, height: int, preset: Preset) -> tuple[int, int]:
+    """Of the sizes a preset was trained with the one whose height / width is nearest to a picture's."""
+    wanted = height / width
+    return min(preset.sizes_px, key=lambda size: abs(size[1] / size[0] - wanted))
+
+
 def fitted_size(width: int, height: int, preset: Preset) -> tuple[int, int]:
     """(width, height) for a picture of any size: aspect kept, the preset's area, sides in its multiples.
 
@@ -57,10 +64,20 @@ def fitted_size(width: int, height: int, preset: Preset) -> tuple[int, int]:
 
 def to_pixels(picture: Image.Image, width: int, height: int) -> torch.Tensor:
     """Scaled to cover width × height, cropped at the centre: float32 [1, 3, 1, H, W] in [−1, 1]."""
+    cropped = _covering(picture, width, height)
+    pixels = torch.from_numpy(np.asarray(cropped, dtype=np.float32) / 127.5 - 1.0)
+    return pixels.permute(2, 0, 1)[None, :, None]
+
+
+def as_seen(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    """What the text encoder sees: as :func:`to_pixels`, each side halved. uint8 [H/2, W/2, 3]."""
+    cropped = _covering(picture, width, height)
+    return np.array(cropped.resize((width // 2, height // 2), Image.Resampling.BILINEAR))
+
+
+def _covering(picture: Image.Image, width: int, height: int) -> Image.Image:
     scale = max(width / picture.width, height / picture.height)
     size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
     scaled = picture.resize(size, Image.Resampling.BILINEAR) if size != picture.size else picture
     left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-    cropped = scaled.crop((left, top, left + width, top + height))
-    pixels = torch.from_numpy(np.asarray(cropped, dtype=np.float32) / 127.5 - 1.0)
-    return pixels.permute(2, 0, 1)[None, :, None]
+    return scaled.crop((left, top, left + width, top + height))

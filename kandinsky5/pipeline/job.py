@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from kandinsky5.errors import OutOfMemory, UserError
-from kandinsky5.events import EventSink, Notice, StageStarted
+from kandinsky5.events import STAGES, EventSink, Notice, StageStarted
 from kandinsky5.memory import meter
 from kandinsky5.memory.device import choose_device, choose_dtype
 from kandinsky5.memory.plan import MemoryPlan, lowered
 from kandinsky5.memory.residency import MEMORY_ERRORS, is_out_of_memory
 from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.facts import fingerprint, transformer_facts
 from kandinsky5.model.files import ModelFiles, locate_vae
-from kandinsky5.model.inspect import inspect_file
-from kandinsky5.model.loading import check_transformer, check_video_vae, find_model_files
+from kandinsky5.model.loading import check_vae, find_model_files
+from kandinsky5.model.text_generation import can_write
 from kandinsky5.output.autosave import StateKeeper
-from kandinsky5.output.media import prepare_output
+from kandinsky5.output.media import prepare_output, video_bytes
 from kandinsky5.output.run_state import RunState
-from kandinsky5.pipeline.image import fitted_size, read_image
+from kandinsky5.pipeline.adapters import ChosenLora, chosen_loras
+from kandinsky5.pipeline.attending import Attending, attending_of
+from kandinsky5.pipeline.cache import measured_ratios
+from kandinsky5.pipeline.image import fitted_size, nearest_size, read_image
+from kandinsky5.pipeline.model_inputs import config_for
 from kandinsky5.pipeline.planning import changes, plan_of, planned
 from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.presets import PRESETS, Preset
-from kandinsky5.request import GenerationRequest, settle
+from kandinsky5.request import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_STEPS,
+    GenerationRequest,
+    frames_of,
+    multiple_px_of,
+    settle,
+)
 
 MAX_DRAWN_SEED = 2**31 - 1
+MAX_COUNT = 2 * MAX_STEPS
+BYTES_PER_PIXEL = 3
 TRIES = 3
 """How often a stage is begun before a job gives up for want of memory."""
+
+NO_OUTPUT_LAYER = "the text encoder has no output layer (lm_head): the prompt is used as it is"
 
 Result = TypeVar("Result")
 
@@ -65,6 +82,7 @@ class Job:
     Attributes:
         vae: the folder of its VAE.
         checkpoint: the transformer's file, named in the result; None where none takes part.
+        expanded_prompt: what the text encoder made of the prompt, once it has; None where it has not.
         out: the final path.
         device, dtype: where and in what is computed.
         to: its listeners.
@@ -75,6 +93,7 @@ class Job:
     plan: MemoryPlan
     vae: Path
     checkpoint: Path | None = None
+    expanded_prompt: str | None = None
     out: Path
     device: torch.device
     dtype: torch.dtype
@@ -83,6 +102,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, meter.Peaks] = field(default_factory=dict)
     evaluations: int = 0
+    evaluations_skipped: int = 0
     h2d_bytes: int = 0
     place: str = ""
 
@@ -109,20 +129,31 @@ class Job:
             self.peaks[name] = meter.peaks().max(self.peaks.get(name))
 
     def notice(self, text: str) -> None:
-        self.notices.append(text)
-        self.emit(Notice(text))
+        """Tell the user, once: a second try says nothing new."""
+        if text not in self.notices:
+            self.notices.append(text)
+            self.emit(Notice(text))
 
-    def with_less(self, stage: str, work: Callable[[], Result]) -> Result:
+    def with_less(
+        self, stage: str, work: Callable[[], Result], *, progress: Callable[[], int] = lambda: 0
+    ) -> Result:
         """Do the work of a stage; when memory runs out, again with the next smaller plan.
 
+        Args:
+            stage: for :func:`kandinsky5.memory.plan.lowered`.
+            work: goes on from where it was, or does all of it again.
+            progress: grows when a try gets further; failures are counted from there.
+
         Raises:
-            OutOfMemory: it ran out every time, or there is no smaller plan.
+            OutOfMemory: it ran out :data:`TRIES` times in a row, or there is no smaller plan.
         """
-        for left in reversed(range(TRIES)):
+        failures, reached = 0, progress()
+        while True:
             try:
                 return work()
             except OutOfMemory as error:
-                smaller = lowered(self.plan, stage) if left else None
+                failures, reached = 1 if progress() > reached else failures + 1, progress()
+                smaller = lowered(self.plan, stage) if failures < TRIES else None
                 if smaller is None:
                     raise
                 # What failed still holds tensors through the frames of its traceback.
@@ -132,7 +163,6 @@ class Job:
                     cause = cause.__cause__ or cause.__context__
                 self.notice(f"{error}: going on with less ({changes(self.plan, smaller)})")
                 self.plan = smaller
-        raise AssertionError("the last try returns or raises")
 
 
 @dataclass(kw_only=True)
@@ -142,12 +172,19 @@ class PaintingJob(Job):
     Attributes:
         files: the parts of its model.
         config: the transformer's dimensions.
+        digests: of the files whose weights shape the result from the first step on, as they were when the
+            job was accepted: what lies there later may be another file.
         picture: given to begin with.
+        attending: what attention is computed with.
+        loras: beside its transformer's layers.
     """
 
     files: ModelFiles
     config: DiTConfig
+    digests: Mapping[str, str]
     picture: Image.Image | None = None
+    attending: Attending = field(default_factory=Attending)
+    loras: tuple[ChosenLora, ...] = ()
 
 
 def accept(
@@ -166,19 +203,30 @@ def accept(
         settled = dataclasses.replace(settled, seed=drawn)
     preset = PRESETS[settled.preset]
     _refuse_what_is_missing(settled, preset)
-    target = prepare_output(out or Path(settled.out or f"{preset.name}_{settled.seed}.mp4"))
+    picture = read_image(settled.image) if settled.image else None
+    if picture is not None and not settled.width:
+        width, height = _size_for(picture, settled)
+        settled = dataclasses.replace(settled, width=width, height=height)
+    target = _target(settled, out)
     if settled.save_latents:
         latents = str(prepare_output(settled.save_latents))
         settled = dataclasses.replace(settled, save_latents=latents)
-    picture = read_image(settled.image) if settled.image else None
-    if picture is not None and not settled.width:
-        width, height = fitted_size(picture.width, picture.height, preset)
-        settled = dataclasses.replace(settled, width=width, height=height)
     job = _job(settled, to, target, models_dirs)
     job.picture = picture
-    for text in (*notices, *_what_is_done_otherwise(settled, preset)):
+    for text in notices:
         job.notice(text)
     return job
+
+
+def _size_for(picture: Image.Image, request: GenerationRequest) -> tuple[int, int]:
+    """(width, height) that a given picture asks for."""
+    preset = PRESETS[request.preset]
+    if not preset.is_video:
+        return nearest_size(picture.width, picture.height, preset)
+    multiple = multiple_px_of(request)
+    area = max(preset.area_px, multiple**2)
+    sizes = dataclasses.replace(preset, multiple_px=multiple, area_px=area)
+    return fitted_size(picture.width, picture.height, sizes)
 
 
 def accept_saved(
@@ -191,8 +239,9 @@ def accept_saved(
     """
     request = state.request
     _refuse_what_is_missing(request, PRESETS[request.preset])
-    name = f"{request.preset}_{request.seed}.mp4"
-    target = prepare_output(out or Path(request.out or name))
+    target = _target(request, out)
+    if request.save_latents:
+        prepare_output(request.save_latents)
     return _job(request, to, target, models_dirs, state)
 
 
@@ -205,14 +254,14 @@ def accept_latents(
         UserError, CheckpointError: as :func:`accept`.
     """
     preset = PRESETS[request.preset]
-    if not preset.is_video:
-        raise UserError("preset", request.preset, "not available in this version yet")
-    target = prepare_output(out or Path(request.out or f"{preset.name}_{request.seed}.mp4"))
+    target = _target(request, out)
     vae = locate_vae(request, models_dirs)
-    check_video_vae(vae)
+    check_vae(vae, preset.vae)
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
-    plan = plan_of(request, None, "bf16", device=device, dtype=dtype)
+    # Choices for models that take no part must not keep the VAE from its work.
+    alone = dataclasses.replace(request, weights="auto", text_weights="auto", expand=False)
+    plan = plan_of(alone, None, "bf16", device=device, dtype=dtype)
     return Job(
         request=request,
         preset=preset,
@@ -223,6 +272,24 @@ def accept_latents(
         dtype=dtype,
         to=to,
     )
+
+
+def _target(request: GenerationRequest, out: Path | None) -> Path:
+    """Where the result goes, with room for it."""
+    assert request.width and request.height
+    is_video = PRESETS[request.preset].is_video
+    name = f"{request.preset}_{request.seed}.{'mp4' if is_video else 'png'}"
+    target = out or Path(request.out or name)
+    if not is_video and target.suffix.lower() != ".png":
+        raise UserError(
+            "out", str(target), f"a name that ends in .png: {request.preset} paints one"
+        )
+    if is_video:
+        frames = frames_of(request.seconds or 0.0)
+        room = video_bytes(request.width, request.height, frames, crf=request.crf)
+    else:
+        room = request.width * request.height * BYTES_PER_PIXEL
+    return prepare_output(target, needed_bytes=room)
 
 
 def _job(
@@ -238,16 +305,20 @@ def _job(
     wanted = str(facts.get("dtype", request.dtype))
     dtype = choose_dtype(wanted if wanted in ("bf16", "fp32") else request.dtype, device)
     files = find_model_files(request, models_dirs)
-    config = check_transformer(files.transformer)
-    stored_as = inspect_file(files.transformer).quantization
+    found = transformer_facts(files.transformer)
+    loras = chosen_loras(request, found.config, models_dirs)
     before = facts.get("settings")
+    attending = attending_of(request, device=device, dtype=dtype, head_dim=found.config.head_dim)
+    expands = state is None and request.expand and not preset.is_builtin
+    mute = expands and not can_write(files.text_encoder)
     plan = planned(
-        request,
-        config,
-        stored_as,
+        dataclasses.replace(attending.planned(request), expand=expands and not mute),
+        found.config,
+        found.stored_as,
         device=device,
         dtype=dtype,
         before=before if isinstance(before, dict) else None,
+        adapter_bytes=sum(lora.nbytes(dtype) for lora in loras),
     )
     job = PaintingJob(
         request=request,
@@ -260,30 +331,56 @@ def _job(
         dtype=dtype,
         to=to,
         files=files,
-        config=config,
+        config=config_for(found.config, preset),
+        attending=attending,
+        loras=loras,
+        digests={
+            "transformer": fingerprint(files.transformer),
+            "vae": fingerprint(files.vae),
+            **{f"lora {n}": fingerprint(lora.file.path) for n, lora in enumerate(loras, start=1)},
+        },
+        seconds=_seconds(facts),
+        expanded_prompt=_expanded(facts),
+        evaluations=_count(facts, "evaluations"),
+        evaluations_skipped=_count(facts, "evaluations_skipped"),
     )
-    for text in (*files.notices, *plan.notices):
+    adapted = [lora.notice for lora in loras]
+    unsaid = [NO_OUTPUT_LAYER] if mute else []
+    for text in (*files.notices, *adapted, *attending.notices, *unsaid, *plan.notices):
         job.notice(text)
     return job
 
 
-def _what_is_done_otherwise(request: GenerationRequest, preset: Preset) -> Iterator[str]:
-    """Say what this version does instead of what the preset or the request means."""
-    if preset.nabla:
-        yield "sparse attention (NABLA) is not available yet: full attention is used, slower"
-    if request.expand and not preset.is_builtin:
-        yield "prompt expansion is not available yet: the prompt is used as it is"
+def _seconds(facts: Mapping[str, Any]) -> dict[str, float]:
+    """What the stages of a saved run had taken; nothing where it does not tell."""
+    values = facts.get("seconds")
+    taken = values if isinstance(values, dict) else {}
+    return {
+        name: float(taken[name])
+        for name in STAGES
+        if type(taken.get(name)) in (int, float) and 0 <= taken[name] < math.inf
+    }
+
+
+def _expanded(facts: Mapping[str, Any]) -> str | None:
+    """The rewritten prompt of a saved run."""
+    text = facts.get("expanded_prompt")
+    return text[:MAX_PROMPT_CHARACTERS] if isinstance(text, str) and text else None
+
+
+def _count(facts: Mapping[str, Any], name: str) -> int:
+    """A number a saved run tells; 0 where it tells none."""
+    value = facts.get(name)
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
 def _refuse_what_is_missing(request: GenerationRequest, preset: Preset) -> None:
     """Say plainly what this version cannot do, before anything is loaded."""
     later = {
-        "preset": not preset.is_video,
         "text_weights": request.text_weights == "nf4",
-        "attention": request.attention not in ("auto", "sdpa"),
-        "cache": request.cache != "none",
-        "loras": bool(request.loras),
     }
+    if request.cache != "none":
+        measured_ratios(request)
     for name, missing in later.items():
         if missing:
             raise UserError(name, getattr(request, name), "not available in this version yet")

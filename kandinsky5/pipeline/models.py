@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from kandinsky5.errors import CheckpointError
 from kandinsky5.memory.residency import Residency
+from kandinsky5.memory.text_stages import EncoderUse
 from kandinsky5.memory.whole import WholeTenant
-from kandinsky5.model.files import file_stamp
-from kandinsky5.model.loading import load_video_vae
+from kandinsky5.model import vae_loading
+from kandinsky5.model.file_stamp import FileStamp, file_stamp
+from kandinsky5.model.loading import load_vae
 from kandinsky5.model.reader import TransformerReader
 from kandinsky5.model.text import TextEncoders
-from kandinsky5.model.vae import VideoVAE
-from kandinsky5.pipeline.encoders import text_tenant
+from kandinsky5.pipeline.encoders import Voice, text_tenant, voice_tenant
 from kandinsky5.pipeline.job import Job, PaintingJob
 from kandinsky5.pipeline.planning import home_of, placement_of, settings_of
 from kandinsky5.pipeline.transformer import RunningTransformer, TransformerTenant
 
 Model = TypeVar("Model")
+TEXT, TRANSFORMER, VAE = "text encoder", "transformer", "VAE"
+VOICE = "output layer"
+"""Roles, as they are named to the user."""
 
 
 class Models:
@@ -29,29 +35,51 @@ class Models:
     def __init__(self) -> None:
         self._models = Residency()
 
-    def keep_within(self, host_bytes: int) -> None:
-        """Idle models hold no more main memory than this."""
-        self._models.host_budget_bytes = host_bytes
+    def make_room(self, job: Job) -> None:
+        """Let go of what the job has no use for, and of what its plan, as it now is, has no room for."""
+        keys: dict[str, Hashable] = {VAE: self._vae_key(job, job.device, job.dtype)}
+        if isinstance(job, PaintingJob):
+            keys |= {TEXT: self._text_key(job), TRANSFORMER: self._transformer_key(job)}
+        self._models.keep_only(keys)
+        if isinstance(tenant := self._models.held(TRANSFORMER), TransformerTenant):
+            tenant.place(placement_of(job.plan))
+        self._models.host_budget_bytes = job.plan.budget.ram_bytes
+        self._models.keep_within_budget()
 
     def release(self) -> None:
         """Let go of all of them."""
         self._models.release()
 
-    def text_encoders(self, job: PaintingJob) -> AbstractContextManager[TextEncoders]:
-        files, use = job.files, job.plan.text.encode
-        home = home_of(job.plan, "text encoders")
-        parts = (files.text_encoder, files.text_encoder_2, files.tokenizer, files.tokenizer_2)
-        key = (*(file_stamp(part) for part in parts), parts, job.device, job.dtype, use, home)
+    def text_encoders(
+        self, job: PaintingJob, use: EncoderUse | None = None
+    ) -> AbstractContextManager[TextEncoders]:
+        """Both text encoders, as the plan has them for encoding, or for another use."""
+        use = use or job.plan.text.encode
+        source, home = use.source, home_of(job.plan, "text encoders")
         return self._models.lease(
-            "text encoder",
-            key,
+            TEXT,
+            self._text_key(job, use),
             lambda: text_tenant(
-                files, device=job.device, dtype=job.dtype, source=use.source, home=home
+                job.files,
+                device=job.device,
+                dtype=job.dtype,
+                source=source,
+                home=home,
+                sees=job.plan.job.encoder_sees,
             ),
         )
 
+    def voice(self, job: PaintingJob) -> AbstractContextManager[Voice]:
+        """What the text encoder needs besides itself to rewrite a prompt."""
+        sees = job.picture is not None and not job.plan.job.encoder_sees
+        return self._models.lease(
+            VOICE,
+            (self._text_key(job), sees),
+            lambda: voice_tenant(job.files, device=job.device, dtype=job.dtype, sees=sees),
+        )
+
     def transformer_tenant(self, job: PaintingJob) -> TransformerTenant:
-        """The transformer as it is now planned, not yet on the device."""
+        """The transformer as it is now planned; :meth:`transformer` brings it to the device."""
         path, weights = job.files.transformer, settings_of(job.plan)["weights"]
         placement = placement_of(job.plan)
 
@@ -59,31 +87,45 @@ class Models:
             reader = TransformerReader(path, weights=weights, dtype=job.dtype)
             return TransformerTenant(reader, device=job.device, placement=placement)
 
-        key = (path, file_stamp(path), job.device, job.dtype, weights)
-        tenant = self._models.tenant("transformer", key, made)
+        tenant = self._models.tenant(TRANSFORMER, self._transformer_key(job), made)
         assert isinstance(tenant, TransformerTenant)
         tenant.place(placement)
+        tenant.adapters.choose(job.loras, job.dtype)
+        tenant.attend(job.attending.engine, job.attending.sparse)
         return tenant
 
-    def transformer(self, job: PaintingJob) -> AbstractContextManager[RunningTransformer]:
-        tenant = self.transformer_tenant(job)
-        return self._models.lease_of("transformer", tenant)
+    def transformer(self, tenant: TransformerTenant) -> AbstractContextManager[RunningTransformer]:
+        return self._models.lease_of(TRANSFORMER, tenant)
 
     def vae(
         self, job: Job, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> AbstractContextManager[VideoVAE]:
+    ) -> AbstractContextManager[vae_loading.VAE]:
         device, dtype, home = device or job.device, dtype or job.dtype, home_of(job.plan, "VAE")
         folder = job.vae
         return self._models.lease(
-            "VAE",
-            (folder, file_stamp(folder), device, dtype, home),
+            VAE,
+            self._vae_key(job, device, dtype),
             lambda: WholeTenant(
-                lambda where: load_video_vae(folder, device=where, dtype=dtype),
+                lambda where: load_vae(folder, job.preset.vae, device=where, dtype=dtype),
                 lambda vae: [vae],
                 device=device,
                 home=home,
             ),
         )
+
+    def _text_key(self, job: PaintingJob, use: EncoderUse | None = None) -> Hashable:
+        files, use = job.files, use or job.plan.text.encode
+        home = home_of(job.plan, "text encoders")
+        parts = (files.text_encoder, files.text_encoder_2, files.tokenizer, files.tokenizer_2)
+        how = (job.device, job.dtype, use, home, job.plan.job.encoder_sees)
+        return (*(_stamp(part) for part in parts), parts, *how)
+
+    def _transformer_key(self, job: PaintingJob) -> Hashable:
+        path = job.files.transformer
+        return (path, _stamp(path), job.device, job.dtype, settings_of(job.plan)["weights"])
+
+    def _vae_key(self, job: Job, device: torch.device, dtype: torch.dtype) -> Hashable:
+        return (job.vae, _stamp(job.vae), device, dtype, home_of(job.plan, "VAE"))
 
 
 @contextmanager
@@ -93,3 +135,11 @@ def ready(job: Job, lease: AbstractContextManager[Model]) -> Iterator[Model]:
         with job.stage("load"):
             model = held.enter_context(lease)
         yield model
+
+
+def _stamp(path: Path) -> FileStamp | None:
+    """None where nothing is any more: whoever has to read it says so, whoever has read it goes on."""
+    try:
+        return file_stamp(path)
+    except CheckpointError:
+        return None

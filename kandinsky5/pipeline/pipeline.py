@@ -13,18 +13,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from kandinsky5.errors import OutOfMemory, Stopped, UserError
+from kandinsky5.errors import K1Error, NotFinite, OutOfMemory, Stopped, UserError
 from kandinsky5.events import EventSink, ignore
 from kandinsky5.memory.meter import Peaks
 from kandinsky5.memory.whole import to_device, to_host
-from kandinsky5.model.loading import check_video_vae
-from kandinsky5.model.text import Conditioning
+from kandinsky5.model.loading import check_vae
 from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.output.metadata import describe
 from kandinsky5.output.run_state import load_run_state
 from kandinsky5.output.state import load_latents, save_latents
+from kandinsky5.output.tensor_store import TensorStore
+from kandinsky5.pipeline.cache import StepCache
 from kandinsky5.pipeline.codec import encode_image
 from kandinsky5.pipeline.denoise import Guidance, denoise, draw_noise, schedule
+from kandinsky5.pipeline.embedding_cache import EmbeddingCache, default_folder
 from kandinsky5.pipeline.image import to_pixels
 from kandinsky5.pipeline.job import (
     Job,
@@ -36,15 +38,15 @@ from kandinsky5.pipeline.job import (
 )
 from kandinsky5.pipeline.models import Models, ready
 from kandinsky5.pipeline.painting import Painted, paint
-from kandinsky5.pipeline.preview import LinearPreviewer, PreviewFeed, colours_of
+from kandinsky5.pipeline.preview import PreviewFeed
 from kandinsky5.pipeline.preview_pace import PreviewEvery
-from kandinsky5.pipeline.prompt import prompt_notices
-from kandinsky5.pipeline.run import Run, digests
+from kandinsky5.pipeline.prompting import encode_text, expand_text
+from kandinsky5.pipeline.run import Run
 from kandinsky5.pipeline.steps import Steps
+from kandinsky5.pipeline.tiny_preview import choose_previewer
 from kandinsky5.request import GenerationRequest, GenerationResult, latent_shape
-from kandinsky5.templates import PROMPT_TEMPLATES
 
-Model = TypeVar("Model")
+Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
 
@@ -54,10 +56,20 @@ class Pipeline:
 
     Args:
         models_dirs: folders in which models are looked for, besides those K1 knows.
+        step_cache: gives a run its step cache.
+        embeddings: keeps what prompts came to; by default nothing is kept.
     """
 
-    def __init__(self, *, models_dirs: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        models_dirs: Sequence[Path] = (),
+        step_cache: Callable[[Run, PaintingJob], StepCache | None] = Run.step_cache,
+        embeddings: EmbeddingCache | None = None,
+    ) -> None:
         self._models_dirs = tuple(models_dirs)
+        self._step_cache = step_cache
+        self._embeddings = embeddings or EmbeddingCache(None)
         self._models = Models()
 
     def run(
@@ -85,9 +97,10 @@ class Pipeline:
         started = time.monotonic()
         to = Listeners(emit, should_stop, previews, states)
         job = accept(request, to, out=out, models_dirs=self._models_dirs)
-        self._models.keep_within(job.plan.budget.ram_bytes)
-        guidance = job.with_less("encode text", lambda: self._encode_text(job))
-        run = job.with_less("encode image", lambda: self._begun(job, guidance))
+        models, kept = self._models, self._embeddings
+        self._with_less(job, "expand", lambda: expand_text(job, models, kept))
+        guidance = self._with_less(job, "encode text", lambda: encode_text(job, models, kept))
+        run = self._with_less(job, "encode image", lambda: self._begun(job, guidance))
         return self._finished(job, run, started)
 
     def resume(
@@ -109,26 +122,32 @@ class Pipeline:
         state = load_run_state(path)
         to = Listeners(emit, should_stop, previews, states)
         job = accept_saved(state, to, out=out, models_dirs=self._models_dirs)
-        state.check_checkpoints(digests(job))
-        self._models.keep_within(job.plan.budget.ram_bytes)
+        state.check_checkpoints(job.digests)
         return self._finished(job, Run.of_state(state), started)
 
     def _finished(self, job: PaintingJob, run: Run, started: float) -> GenerationResult:
         """From the run's latent to the file. Whatever ends it before, what has been computed is kept."""
         try:
-            latents = job.with_less("denoise", lambda: self._denoise(job, run))
+            latents = self._with_less(
+                job, "denoise", lambda: self._denoise(job, run), progress=lambda: run.step
+            )
         except Stopped:
             if job.to.states is not None and job.to.states.save_on_stop:
                 run.save(job)
             raise
+        except NotFinite:
+            raise  # gone on with it would come to the same
         except OutOfMemory as error:
             path = run.save(job)
             if path is None:
                 raise
             raise OutOfMemory(f"{error}; step {run.step} is kept: resume {path}") from error
+        except (K1Error, RuntimeError, OSError):
+            run.save(job)
+            raise
+        run.save(job)
         if job.request.save_latents:
             save_latents(Path(job.request.save_latents), to_host(latents), job.request)
-        run.save(job)
         return self._result(job, self._paint(job, latents), started, steps=run.total)
 
     def decode(
@@ -152,36 +171,26 @@ class Pipeline:
             raise UserError("file", str(path), "latents that fit the request in their header")
         to = Listeners(emit, should_stop)
         job = accept_latents(request, to, out=out, models_dirs=self._models_dirs)
-        channels = check_video_vae(job.vae).latent_channels
+        channels = check_vae(job.vae, job.preset.vae).latent_channels
         if shape[3] != channels:
             raise UserError("file", str(path), f"latents of {channels} channels for this VAE")
         return self._result(job, self._paint(job, latents), started, steps=0)
 
-    def _encode_text(self, job: PaintingJob) -> Guidance:
-        request, preset = job.request, job.preset
-        template = PROMPT_TEMPLATES[preset.template]
-        with ready(job, self._models.text_encoders(job)) as encoders:
+    def _with_less(
+        self,
+        job: Job,
+        stage: str,
+        work: Callable[[], Result],
+        *,
+        progress: Callable[[], int] = lambda: 0,
+    ) -> Result:
+        """As :meth:`Job.with_less`; what waits from before makes room for each try."""
 
-            def encode(prompt: str, clip_prompt: str) -> Conditioning:
-                made = encoders.encode(
-                    prompt,
-                    clip_prompt,
-                    template=template,
-                    max_tokens=preset.text_tokens,
-                    clip_tokens=preset.clip_tokens,
-                )
-                return Conditioning(to_host(made.text), to_host(made.pooled))
+        def tried() -> Result:
+            self._models.make_room(job)
+            return work()
 
-            with job.stage("encode text"):
-                for text in prompt_notices(encoders, request, preset):
-                    if text not in job.notices:  # a second try says nothing new
-                        job.notice(text)
-                positive = encode(request.prompt, request.clip_prompt or request.prompt)
-                assert request.guidance is not None
-                if abs(request.guidance - 1.0) <= 1e-6:
-                    return Guidance(positive)
-                negative = encode(request.negative_prompt, request.negative_prompt)
-                return Guidance(positive, negative, request.guidance)
+        return job.with_less(stage, tried, progress=progress)
 
     def _begun(self, job: PaintingJob, guidance: Guidance) -> Run:
         """The run before its first step: noise, and the input picture's latent if there is one."""
@@ -193,29 +202,25 @@ class Pipeline:
         noise = draw_noise(shape, generator)
         if request.init_latents:
             noise = _given_noise(request.init_latents, shape)
-        first_frame = None
+        picture = None
         if job.picture is not None:
             assert job.plan.encode_tiles is not None
             pixels = to_pixels(job.picture, request.width, request.height)
             with ready(job, self._models.vae(job)) as vae, job.stage("encode image"):
                 tiles = job.plan.encode_tiles
-                first_frame = encode_image(vae, pixels, generator, job.device, tiles)
-                first_frame = to_host(first_frame)
-        return Run(guidance, schedule(request.steps, request.shift), noise, first_frame)
+                picture = to_host(encode_image(vae, pixels, generator, job.device, tiles))
+        return Run(guidance, schedule(request.steps, request.shift), noise, picture)
 
     def _denoise(self, job: PaintingJob, run: Run) -> torch.Tensor:
         """The final latent, from wherever the run is; each step done stays in the run."""
+        if run.step == run.total:
+            return run.inputs(job.config, CPU).finished(run.latent)
         with job.stage("prepare"):
             tenant = self._models.transformer_tenant(job)
             left = run.times[run.step : run.total].tolist()
             conditioning = tenant.prepare(run.guidance.conditionings, left, start_step=run.step)
-        feed = self._preview_feed(job)
-        with ready(job, self._models.transformer(job)) as transformer, job.stage("denoise"):
-            if tenant.notice is not None and tenant.notice not in job.notices:
-                job.notice(tenant.notice)
-            first_frame = run.first_frame
-            if first_frame is not None:
-                first_frame = to_device(first_frame, job.device)
+        feed, cache = self._preview_feed(job), self._step_cache(run, job)
+        with ready(job, self._models.transformer(tenant)) as transformer, job.stage("denoise"):
             told = Steps(job, run, transformer, feed)
             try:
                 return denoise(
@@ -224,9 +229,10 @@ class Pipeline:
                     run.guidance,
                     run.times,
                     conditioning=conditioning,
+                    cache=cache,
                     start_step=run.step,
                     rope_scale=job.preset.rope_scale,
-                    first_frame=first_frame,
+                    inputs=run.inputs(job.config, job.device),
                     on_step=told.step_done,
                     should_stop=job.to.should_stop,
                 )
@@ -242,7 +248,7 @@ class Pipeline:
                 return paint(job, vae, latents, device, self._metadata)
 
         try:
-            return job.with_less("decode", lambda: on(job.device, job.dtype))
+            return self._with_less(job, "decode", lambda: on(job.device, job.dtype))
         except OutOfMemory as error:
             if job.device.type == "cpu":
                 raise
@@ -253,14 +259,15 @@ class Pipeline:
     def _preview_feed(self, job: PaintingJob) -> PreviewFeed | None:
         if job.to.previews is None:
             return None
-        try:
-            colours = colours_of(job.vae, check_video_vae(job.vae))
-        except ValueError as error:
-            job.notice(f"no preview: {error}")
+        config = check_vae(job.vae, job.preset.vae)
+        previewer, notice = choose_previewer(
+            job.vae, config, device=job.device, models_dirs=self._models_dirs
+        )
+        if notice and notice not in job.notices:
+            job.notice(notice)
+        if previewer is None:
             return None
-        if colours is None:
-            return None
-        return PreviewFeed(LinearPreviewer(colours), job.emit, every=job.to.previews)
+        return PreviewFeed(previewer, job.emit, every=job.to.previews)
 
     def _metadata(self, job: Job) -> dict[str, Any]:
         assert job.request.seed is not None
@@ -272,6 +279,7 @@ class Pipeline:
             seconds=job.seconds,
             peak_vram_bytes=peaks.vram_bytes,
             peak_rss_bytes=peaks.rss_bytes,
+            expanded_prompt=job.expanded_prompt,
         )
 
     def _result(
@@ -288,7 +296,7 @@ class Pipeline:
             seed=job.request.seed,
             steps_run=steps,
             evaluations_run=job.evaluations,
-            evaluations_skipped=0,
+            evaluations_skipped=job.evaluations_skipped,
             seconds={name: round(value, 3) for name, value in job.seconds.items()},
             peak_vram_bytes=peaks.vram_bytes,
             peak_rss_bytes=peaks.rss_bytes,
@@ -296,6 +304,13 @@ class Pipeline:
             stage_peaks={name: vars(peak) for name, peak in job.peaks.items()},
             notices=tuple(job.notices),
         )
+
+
+def caching_pipeline(*, models_dirs: Sequence[Path] = ()) -> Pipeline:
+    """A pipeline that keeps what prompts came to in the user's cache folder."""
+    return Pipeline(
+        models_dirs=models_dirs, embeddings=EmbeddingCache(TensorStore(default_folder()))
+    )
 
 
 def _highest(job: Job) -> Peaks:

@@ -10,6 +10,7 @@ import torch
 
 from kandinsky5.errors import OutOfMemory
 from kandinsky5.family import TransformerShape
+from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.memory.demand import PlanChoices, PlanRequest
 from kandinsky5.memory.free import budget_for
 from kandinsky5.memory.plan import MemoryPlan, make_plan
@@ -17,7 +18,7 @@ from kandinsky5.memory.whole import Home
 from kandinsky5.model.chunks import ActivationChunks
 from kandinsky5.model.dit import DiTConfig
 from kandinsky5.pipeline.transformer import Placement
-from kandinsky5.request import GenerationRequest
+from kandinsky5.request import RANGES, GenerationRequest
 
 WORKING_FORMATS = ("bf16", "int8")
 """What ``auto`` may choose for the transformer: those that have been shown to give right numbers."""
@@ -41,6 +42,7 @@ def planned(
     device: torch.device,
     dtype: torch.dtype,
     before: Mapping[str, Any] | None = None,
+    adapter_bytes: int = 0,
 ) -> MemoryPlan:
     """As :func:`plan_of`, where the whole job has to fit.
 
@@ -48,7 +50,15 @@ def planned(
         OutOfMemory: it does not fit, with what would.
         UserError: a budget or choice that cannot be.
     """
-    plan = plan_of(request, config, stored_as, device=device, dtype=dtype, before=before)
+    plan = plan_of(
+        request,
+        config,
+        stored_as,
+        device=device,
+        dtype=dtype,
+        before=before,
+        adapter_bytes=adapter_bytes,
+    )
     if not plan.fits:
         raise OutOfMemory("this job does not fit: " + "; ".join(plan.problems))
     return plan
@@ -62,6 +72,7 @@ def plan_of(
     device: torch.device,
     dtype: torch.dtype,
     before: Mapping[str, Any] | None = None,
+    adapter_bytes: int = 0,
 ) -> MemoryPlan:
     """The plan of a settled request whose size is known, whether it fits or not.
 
@@ -71,6 +82,7 @@ def plan_of(
         device, dtype: where and what is computed.
         before: what a run that is gone on with was computed in, as :func:`settings_of` gave it; the same
             settings give the same bits.
+        adapter_bytes: of LoRAs, held where the transformer computes: so much less is left for the rest.
 
     Raises:
         UserError: a budget or choice that cannot be.
@@ -78,6 +90,8 @@ def plan_of(
     budget, _ = budget_for(dataclasses.replace(request, device=str(device)))
     if device.type == "cpu":
         budget = dataclasses.replace(budget, vram_bytes=None)
+    if adapter_bytes:
+        budget = _with_room_for(adapter_bytes, budget)
     job = PlanRequest.of(
         request,
         transformer=(
@@ -87,10 +101,16 @@ def plan_of(
         dtype="fp32" if dtype == torch.float32 else "bf16",
         choices=_choices(before or {}),
     )
-    job = dataclasses.replace(
-        job, expand=False, sparse=False, formats=WORKING_FORMATS, text_formats=WORKING_TEXT_FORMATS
-    )
+    job = dataclasses.replace(job, formats=WORKING_FORMATS, text_formats=WORKING_TEXT_FORMATS)
     return make_plan(job, budget)
+
+
+def _with_room_for(adapter_bytes: int, budget: Budget) -> Budget:
+    """What is left beside them; a budget they fill altogether is found out in the loop."""
+    least = round(RANGES["vram"][0] * GB)
+    if budget.vram_bytes is None:
+        return dataclasses.replace(budget, ram_bytes=max(least, budget.ram_bytes - adapter_bytes))
+    return dataclasses.replace(budget, vram_bytes=max(least, budget.vram_bytes - adapter_bytes))
 
 
 def _choices(before: Mapping[str, Any]) -> PlanChoices:

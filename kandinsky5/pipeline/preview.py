@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from kandinsky5.events import EventSink, PreviewReady
+from kandinsky5.model.image_vae import ImageVAEConfig
 from kandinsky5.model.vae import VideoVAEConfig
+from kandinsky5.model.vae_loading import VAEConfig
 from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.request import LATENT_FRAMES_PER_SECOND
 
@@ -95,7 +97,32 @@ HUNYUAN_VIDEO_COLOURS = LatentColours(
 """For the HunyuanVideo VAE; the figures several public previewers use."""
 
 
-def colours_of(folder: Path, config: VideoVAEConfig) -> LatentColours | None:
+FLUX_COLOURS = LatentColours(
+    factors=(
+        (-0.0346, 0.0244, 0.0681),
+        (0.0034, 0.0210, 0.0687),
+        (0.0275, -0.0668, -0.0433),
+        (-0.0174, 0.0160, 0.0617),
+        (0.0859, 0.0721, 0.0329),
+        (0.0004, 0.0383, 0.0115),
+        (0.0405, 0.0861, 0.0915),
+        (-0.0236, -0.0185, -0.0259),
+        (-0.0245, 0.0250, 0.1180),
+        (0.1008, 0.0755, -0.0421),
+        (-0.0515, 0.0201, 0.0011),
+        (0.0428, -0.0012, -0.0036),
+        (0.0817, 0.0765, 0.0749),
+        (-0.1264, -0.0522, -0.1103),
+        (-0.0280, -0.0881, -0.0499),
+        (-0.1262, -0.0982, -0.0778),
+    ),
+    bias=(-0.0308, -0.0772, -0.0924),
+)
+"""For FLUX.1's VAE; the figures several public previewers use. Theirs are for latents less the shift factor,
+which Kandinsky's are not: the biases here have the shift, 0.1159 · 0.3611 in each channel, taken off."""
+
+
+def colours_of(folder: Path, config: VAEConfig) -> LatentColours | None:
     """The colours of a VAE: those fitted to it, else those known for its architecture, else None.
 
     Args:
@@ -108,13 +135,21 @@ def colours_of(folder: Path, config: VideoVAEConfig) -> LatentColours | None:
     path = folder / COLOURS_FILE
     if path.is_file():
         return read_colours(path, channels=config.latent_channels)
-    return HUNYUAN_VIDEO_COLOURS if is_hunyuan_video(config) else None
+    if is_hunyuan_video(config):
+        return HUNYUAN_VIDEO_COLOURS
+    return FLUX_COLOURS if _is_like(config, ImageVAEConfig()) else None
 
 
-def is_hunyuan_video(config: VideoVAEConfig) -> bool:
+def is_hunyuan_video(config: VAEConfig) -> bool:
     """Whether a VAE has the published dimensions."""
-    published = VideoVAEConfig()
-    return (config.latent_channels, config.block_out_channels) == (
+    return _is_like(config, VideoVAEConfig())
+
+
+def _is_like(config: VAEConfig, published: VAEConfig) -> bool:
+    return type(config) is type(published) and (
+        config.latent_channels,
+        config.block_out_channels,
+    ) == (
         published.latent_channels,
         published.block_out_channels,
     )

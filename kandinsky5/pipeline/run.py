@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from kandinsky5.errors import UserError
+from kandinsky5.errors import K1Error
 from kandinsky5.events import StateSaved
+from kandinsky5.memory.whole import to_device
+from kandinsky5.model.dit import DiTConfig
 from kandinsky5.model.text import Conditioning
-from kandinsky5.output.atomic import DiskFull
-from kandinsky5.output.metadata import header_sha256
 from kandinsky5.output.run_state import RunState, SavedText
+from kandinsky5.pipeline.cache import MagCache, check_tensors, skip_plan
 from kandinsky5.pipeline.denoise import Guidance
 from kandinsky5.pipeline.job import PaintingJob
+from kandinsky5.pipeline.model_inputs import ModelInputs, inputs_for
 from kandinsky5.pipeline.planning import settings_of
+from kandinsky5.request import GenerationRequest
 
 
 @dataclass
@@ -27,27 +32,62 @@ class Run:
         guidance: prompts, encoded.
         times: of the schedule, float32 [total+1].
         latent: at ``times[step]``, float32 [T, H, W, C].
-        first_frame: the given picture's latent [1, H, W, C], or None.
+        picture: the given picture's latent [1, H, W, C], or None.
         step: steps done.
+        cache: its step cache, once it has one.
+        cache_tensors: what the cache of a saved run carried along.
     """
 
     guidance: Guidance
     times: torch.Tensor
     latent: torch.Tensor
-    first_frame: torch.Tensor | None = None
+    picture: torch.Tensor | None = None
     step: int = 0
+    cache: MagCache | None = None
+    cache_tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         return len(self.times) - 1
+
+    def inputs(self, config: DiTConfig, device: torch.device) -> ModelInputs:
+        """How its latent goes into a transformer on a device."""
+        picture = None if self.picture is None else to_device(self.picture, device)
+        return inputs_for(config, picture)
 
     @classmethod
     def of_state(cls, state: RunState) -> Run:
         """As it was when it was saved, in main memory."""
         negative = None if state.negative is None else _conditioning(state.negative)
         scale = state.request.guidance or 1.0
-        guidance = Guidance(_conditioning(state.positive), negative, scale if negative else 1.0)
-        return cls(guidance, state.times, state.latent, state.first_frame, state.step)
+        guidance = Guidance(
+            _conditioning(state.positive),
+            negative,
+            scale if negative else 1.0,
+            interval=interval_of(state.request),
+        )
+        return cls(
+            guidance,
+            state.times,
+            state.latent,
+            state.first_frame,
+            state.step,
+            cache_tensors=state.cache_tensors,
+        )
+
+    def step_cache(self, job: PaintingJob) -> MagCache | None:
+        """Its step cache, the same one for every try at it; None where the job has none.
+
+        Raises:
+            UserError: what a saved run carried along does not fit.
+        """
+        plan = skip_plan(job.request, self.guidance.branches(self.total))
+        if plan is not None and self.cache is None:
+            grid = zip(self.latent.shape, job.config.patch_size, strict=False)
+            tokens = math.prod(side // patch for side, patch in grid)
+            check_tensors(plan, self.step, self.cache_tensors, (tokens, job.config.model_dim))
+            self.cache = MagCache(plan, device=job.device, tensors=self.cache_tensors)
+        return self.cache
 
     def state(self, job: PaintingJob) -> RunState:
         """As it is now, for :func:`kandinsky5.output.run_state.save_run_state`."""
@@ -57,7 +97,10 @@ class Run:
             "settings": settings_of(job.plan),
             "seconds": job.seconds,
             "evaluations": job.evaluations,
+            "evaluations_skipped": job.evaluations_skipped,
         }
+        if job.expanded_prompt is not None:
+            facts["expanded_prompt"] = job.expanded_prompt
         return RunState(
             request=job.request,
             step=self.step,
@@ -65,8 +108,11 @@ class Run:
             latent=self.latent,
             positive=_saved(self.guidance.positive),
             negative=None if negative is None else _saved(negative),
-            first_frame=self.first_frame,
-            checkpoints=digests(job),
+            first_frame=self.picture,
+            checkpoints=job.digests,
+            cache_tensors=(
+                self.cache_tensors if self.cache is None else self.cache.tensors(self.step)
+            ),
             facts=facts,
         )
 
@@ -80,17 +126,16 @@ class Run:
             return None
         try:
             path = str(states.save(self.state(job)))
-        except (UserError, DiskFull) as error:
+        except K1Error as error:
             job.notice(f"the unfinished run could not be saved: {error}")
             return None
         job.emit(StateSaved(self.step, self.total, path, time.time()))
         return path
 
 
-def digests(job: PaintingJob) -> dict[str, str | None]:
-    """Of the headers of the files whose weights shape the result from here on."""
-    files = {"transformer": job.files.transformer, "vae": job.files.vae}
-    return {part: header_sha256(path) for part, path in files.items()}
+def interval_of(request: GenerationRequest) -> tuple[float, float]:
+    """The part of the schedule that is guided."""
+    return (request.guidance_start, request.guidance_end)
 
 
 def _conditioning(text: SavedText) -> Conditioning:

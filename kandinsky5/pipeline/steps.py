@@ -29,6 +29,7 @@ class Steps:
         self._began, self._first = time.monotonic(), run.step
         self._before = transformer.traffic
         self._first_traffic = self._before
+        self._comes(run.step + 1)
 
     @property
     def h2d_bytes(self) -> int:
@@ -37,8 +38,9 @@ class Steps:
     def step_done(self, state: StepState) -> None:
         job, run = self._job, self._run
         run.step, run.latent = state.step, to_host(state.latent)
-        job.evaluations += run.guidance.evaluations_per_step
-        job.place = f"denoise, step {state.step + 1} of {state.total}"
+        job.evaluations += state.evaluations_run
+        job.evaluations_skipped += state.evaluations_skipped
+        self._comes(state.step + 1)
         traffic = self._transformer.traffic
         moved, self._before = traffic - self._before, traffic
         each = (time.monotonic() - self._began) / (state.step - self._first)
@@ -50,6 +52,8 @@ class Steps:
                 each * (state.total - state.step),
                 h2d_bytes=moved.h2d_bytes,
                 stall_s=moved.stall_s,
+                evaluations_run=state.evaluations_run,
+                evaluations_skipped=state.evaluations_skipped,
             )
         )
         if self._feed is not None:
@@ -58,8 +62,14 @@ class Steps:
         if states is not None and state.step < state.total and states.is_due(state.step):
             run.save(job)
 
+    def _comes(self, step: int) -> None:
+        if self._transformer.notice is not None:
+            self._job.notice(self._transformer.notice)
+        if step <= self._run.total:
+            self._job.place = f"denoise, step {step} of {self._run.total}"
+
     def _clean(self, state: StepState) -> torch.Tensor:
-        first = self._run.first_frame
+        first = self._run.picture if self._job.preset.is_video else None
         if first is not None:
             first = to_device(first, state.latent.device)
         return clean_estimate(state.latent, state.velocity, state.next_time, first)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.tiny_decoder import LEVELS, TinyDecoder, load_tiny_decoder, work_macs
-from kandinsky5.model.vae import VideoVAEConfig
+from kandinsky5.model.vae_loading import VAEConfig
 from kandinsky5.pipeline.preview import (
     HUNYUAN_VIDEO_COLOURS,
     MAX_PIXELS,
@@ -87,7 +87,7 @@ def affordable_levels(
 
 def choose_previewer(
     folder: Path,
-    config: VideoVAEConfig,
+    config: VAEConfig,
     *,
     device: torch.device,
     models_dirs: Sequence[Path] = (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from kandinsky5.memory.layout import BlockLayout, spread
 from kandinsky5.memory.source import DiskSource, Fill, PinnedSource
 from kandinsky5.memory.streamer import Streamer, Traffic
 from kandinsky5.memory.whole import part_on_device, to_device, to_host
+from kandinsky5.model.attention import AttentionEngine, NablaParams
 from kandinsky5.model.chunks import WHOLE, ActivationChunks
-from kandinsky5.model.dit import DiTConfig, StepConditioning
+from kandinsky5.model.dit import DiTConfig, Residual, StepConditioning
 from kandinsky5.model.reader import TransformerReader
 from kandinsky5.model.text import Conditioning
+from kandinsky5.pipeline.adapters import Adapters
 
 BLOCKS = "visual_transformer_blocks"
 TEXT_BLOCKS = "text_transformer_blocks"
@@ -61,11 +64,18 @@ class RunningTransformer:
     Attributes:
         config: its dimensions.
         traffic: of the weights since it was made.
+        weight_bytes: of blocks that it holds on the device.
     """
 
     def __init__(self, tenant: TransformerTenant, streamer: Streamer) -> None:
         self._tenant, self._streamer = tenant, streamer
         self.config = tenant.config
+        self.weight_bytes = streamer.slot_bytes + streamer.resident_bytes
+
+    @property
+    def notice(self) -> str | None:
+        """What the user should know of the weights' memory; may come while they are read."""
+        return self._tenant.notice
 
     @property
     def traffic(self) -> Traffic:
@@ -83,9 +93,16 @@ class RunningTransformer:
         branches: Sequence[StepConditioning],
         *,
         rope_scale: tuple[float, float, float],
+        residuals: Sequence[Residual | None] | None = None,
     ) -> list[torch.Tensor]:
         """As the model's own; the next step's first weights are then already coming."""
-        velocities = self._tenant.model.evaluate(x, branches, rope_scale=rope_scale)
+        velocities = self._tenant.model.evaluate(
+            x,
+            branches,
+            rope_scale=rope_scale,
+            sparse=self._tenant.sparse,
+            residuals=residuals,
+        )
         self._streamer.end_step()
         return velocities
 
@@ -105,10 +122,13 @@ class WaitingSchedule:
     start_step: int = 0
     h2d_bytes: int = 0
 
-    def branches(self, step: int) -> Sequence[StepConditioning]:
-        return [self._brought(row) for row in self.rows[step - self.start_step]]
+    def branches(self, step: int, skips: Sequence[bool]) -> Sequence[StepConditioning]:
+        rows = self.rows[step - self.start_step][: len(skips)]
+        return [self._brought(row, skip) for row, skip in zip(rows, skips, strict=True)]
 
-    def _brought(self, row: StepConditioning) -> StepConditioning:
+    def _brought(self, row: StepConditioning, skip: bool) -> StepConditioning:
+        if skip:
+            row = StepConditioning(row.text[:0], (), row.out)
         tensors = (row.text, *row.visual, row.out)
         if self.device.type != "cpu":
             self.h2d_bytes += sum(tensor.nbytes for tensor in tensors)
@@ -125,6 +145,9 @@ class TransformerTenant:
         reader: of the checkpoint; closed with the tenant.
         device: where it computes.
         placement: may be changed by :meth:`place` between uses.
+
+    Attributes:
+        adapters: LoRAs beside its layers; others may be chosen between uses.
     """
 
     def __init__(
@@ -132,6 +155,8 @@ class TransformerTenant:
     ) -> None:
         self._reader, self._device = reader, device
         self.model = reader.model
+        self.adapters = Adapters(reader.model, device)
+        self.sparse: NablaParams | None = None
         self._placement = placement
         self._source: PinnedSource | DiskSource | None = None
         self._kept: _Kept | None = None
@@ -149,20 +174,27 @@ class TransformerTenant:
     @property
     def host_bytes(self) -> int:
         held = 0 if self._source is None else self._source.host_bytes
+        if self._running is not None and self._device.type == "cpu":
+            held += self._running[0].weight_bytes
         return held + (0 if self._kept is None else self._kept.host_bytes)
 
     def place(self, placement: Placement) -> None:
-        """Change the placement; what is held otherwise is given back."""
-        if placement == self._placement:
-            return
+        """Change the placement, while it is not in use; what is held otherwise is given back."""
         before, self._placement = self._placement, placement
-        self._off_the_device()
+        chunks, stays = placement.chunks, placement.stays
+        if not stays or dataclasses.replace(before, chunks=chunks, stays=stays) != placement:
+            self._off_the_device()
         if (before.source, before.ring, before.kept) != (
             placement.source,
             placement.ring,
             placement.kept,
         ):
             self._close_source()
+
+    def attend(self, engine: AttentionEngine, sparse: NablaParams | None) -> None:
+        """Compute with this engine from now on, and with NABLA among the visual tokens if given."""
+        self.model.use_attention(engine)
+        self.sparse = sparse
 
     @torch.inference_mode()
     def prepare(
@@ -184,6 +216,7 @@ class TransformerTenant:
             for c in conditionings
         ]
         model = self.model
+        self.adapters.attach()
         with self._part(_ONCE_A_SCHEDULE), ExitStack() as streamers:
             for blocks, prefix, inner in (
                 (model.text_transformer_blocks, TEXT_BLOCKS, ""),
@@ -197,6 +230,7 @@ class TransformerTenant:
 
     def enter(self) -> RunningTransformer:
         self.model.chunks = self._placement.chunks
+        self.adapters.attach()
         if self._running is None:
             with ExitStack() as undo:
                 undo.enter_context(self._part(("visual_embeddings.", "out_layer.out_layer.")))
@@ -261,6 +295,7 @@ class TransformerTenant:
             _, undo = self._running
             self._running = None
             undo.close()
+        self.adapters.detach()
 
     def _close_source(self) -> None:
         if self._source is not None:

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kandinsky5.presets import MODES, PRESETS, Preset
+from kandinsky5.presets import PRESETS, Preset
 
 FROM_IMAGE = "From the image"
-SHOWN_MODES = {mode: title for mode, title in MODES.items() if mode in ("t2v", "i2v")}
-"""Modes that can be chosen; the pipeline of this version refuses pictures."""
 CUSTOM_SIZE = "Custom"
 
 

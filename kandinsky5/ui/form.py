@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from kandinsky5.errors import UserError
 from kandinsky5.presets import MODES, PRESETS
-from kandinsky5.request import MAX_SEED, GenerationRequest, settle
-from kandinsky5.ui.choices import SHOWN_MODES, preset_values, size_choices, size_name
+from kandinsky5.request import MAX_SEED, RANGES, GenerationRequest, settle
+from kandinsky5.ui.choices import preset_values, size_choices, size_name
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Field:
     Attributes:
         name: of the request's field; ``mode`` and ``size`` only steer other controls.
         label: as shown.
-        kind: ``choice``, ``switch``, ``text``, ``number``, ``seed``, ``picture``, ``file`` or ``folder``.
+        kind: ``choice``, ``switch``, ``text``, ``number``, ``seed``, ``budget``, ``picture``, ``file`` or
+            ``folder``.
+        options: (label, value) of a choice that is always the same.
         info: one line under the label.
         placeholder: shown while empty.
         lines: height of a text in lines.
@@ -37,6 +39,7 @@ class Field:
     name: str
     label: str
     kind: str
+    options: tuple[tuple[str, str], ...] = ()
     info: str | None = None
     placeholder: str | None = None
     lines: int = 1
@@ -53,6 +56,15 @@ class Field:
         """Whether its value goes into the request as it stands."""
         return self.name not in ("mode", "size")
 
+
+WEIGHT_FORMATS = (
+    ("auto", "auto"),
+    ("bf16: as published", "bf16"),
+    ("int8: half of bf16", "int8"),
+    ("fp8: half of bf16", "fp8"),
+)
+TEXT_WEIGHT_FORMATS = (("auto", "auto"), ("bf16: as published", "bf16"))
+"""Without NF4, which the pipeline of this version refuses."""
 
 FIELDS: tuple[Field, ...] = (
     Field("mode", "Mode", "switch", default="t2v"),
@@ -96,6 +108,19 @@ FIELDS: tuple[Field, ...] = (
         placeholder="folder with transformer, vae and text encoders",
         default="",
     ),
+    Field("weights", "Weights format", "choice", WEIGHT_FORMATS, default="auto", least_px=150),
+    Field(
+        "text_weights",
+        "Text encoder format",
+        "choice",
+        TEXT_WEIGHT_FORMATS,
+        default="auto",
+        least_px=150,
+    ),
+    Field(
+        "vram", "VRAM budget, GB", "budget", placeholder="what is free", default="", least_px=150
+    ),
+    Field("ram", "RAM budget, GB", "budget", placeholder="what is free", default="", least_px=150),
 )
 BY_NAME = {field.name: field for field in FIELDS}
 
@@ -141,15 +166,19 @@ def component(
         "interactive": True,
     }
     if field.kind == "switch":
-        modes = [(title, mode) for mode, title in SHOWN_MODES.items()]
+        modes = [(title, mode) for mode, title in MODES.items()]
         return gr.Radio(modes, value=value, **common)
     if field.kind == "choice":
-        options = presets(first.mode) if field.name == "preset" else size_choices(first)
+        options: list[Any] = list(field.options)
+        if not options:
+            options = presets(first.mode) if field.name == "preset" else size_choices(first)
         return gr.Dropdown(
             options, value=value, min_width=field.least_px, filterable=False, **common
         )
     if field.kind == "number":
-        return gr.Number(value=value, min_width=field.least_px, **common)
+        return gr.Number(
+            value=value, placeholder=field.placeholder, min_width=field.least_px, **common
+        )
     if field.kind == "picture":
         del common["info"]
         return PictureInput(
@@ -190,6 +219,8 @@ def request_from(values: Mapping[str, Any]) -> GenerationRequest:
     for field in FIELDS:
         if field.kind in ("file", "folder"):
             given[field.name] = existing_path(field, given.get(field.name))
+        elif field.kind == "budget":
+            given[field.name] = budget_of(field, given.get(field.name))
         elif field.name in given and preset.mode not in field.modes:
             given[field.name] = None
     given["seed"] = seed_of(given.get("seed"))
@@ -206,7 +237,7 @@ def values_of(request: GenerationRequest) -> dict[str, Any]:
     values = {**_fixed_defaults(), **preset_values(preset), "mode": preset.mode}
     for field in FIELDS:
         if field.is_setting and (value := getattr(request, field.name)) is not None:
-            values[field.name] = value
+            values[field.name] = f"{value:g}" if field.kind == "budget" else value
     values["seed"] = "" if request.seed is None else str(request.seed)
     values["size"] = size_name(preset, values["width"], values["height"])
     if values["image"] and not Path(values["image"]).is_file():
@@ -227,6 +258,22 @@ def seed_of(text: Any) -> int | None:
             "seed", written, f"a whole number from 0 to {MAX_SEED}, or nothing for a random one"
         )
     return int(written)
+
+
+def budget_of(field: Field, text: Any) -> float | None:
+    """Gigabytes from their text, with or without the unit; None when empty: what is free.
+
+    A text because an empty number of gradio's becomes 0 when its part of the page is opened.
+    """
+    written = str("" if text is None else text).strip()
+    if not written:
+        return None
+    try:
+        return float(written.lower().removesuffix("gb").strip().replace(",", "."))
+    except ValueError as error:
+        low, high = RANGES[field.name]
+        allowed = f"a number of GB from {low:g} to {high:g}, or nothing for what is free"
+        raise UserError(field.name, written, allowed) from error
 
 
 def existing_path(field: Field, text: Any) -> str | None:

@@ -12,9 +12,11 @@ import gradio as gr
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import choices, form, preview_views, remembered, views
+from kandinsky5.ui import choices, form, plan_views, preview_views, remembered, views
+from kandinsky5.ui.planning import PLAN_FIELDS
 
 if TYPE_CHECKING:
+    from kandinsky5.ui.planning import Planner
     from kandinsky5.worker.client import JobSnapshot, WorkerClient
 
 GALLERY_LENGTH = 12
@@ -31,14 +33,20 @@ class Handlers:
         client: of the worker.
         out_dir: where results go; a request may name no file outside.
         is_here: whether a preset's weights are on this machine.
+        planner: makes the memory plan; None shows none.
     """
 
     def __init__(
-        self, client: WorkerClient, out_dir: Path, is_here: Callable[[Preset], bool]
+        self,
+        client: WorkerClient,
+        out_dir: Path,
+        is_here: Callable[[Preset], bool],
+        planner: Planner | None = None,
     ) -> None:
         self.client = client
         self.out_dir = out_dir.expanduser().resolve()
         self.is_here = is_here
+        self.planner = planner
 
     def presets(self, mode: str) -> list[tuple[str, str]]:
         """Choices of presets for a mode."""
@@ -58,6 +66,23 @@ class Handlers:
         except K1Error as error:
             return watched, gr.skip(), views.problem("", str(error))
         return job_id, None, ""
+
+    def plan(self, *values: Any) -> str:
+        """The memory plan of what the form says.
+
+        Args:
+            values: of the controls of :data:`kandinsky5.ui.planning.PLAN_FIELDS`.
+        """
+        if self.planner is None:
+            return ""
+        try:
+            named = dict(zip(PLAN_FIELDS, values, strict=True))
+            for name in ("vram", "ram"):
+                named[name] = form.budget_of(form.BY_NAME[name], named[name])
+            history = self.client.history(limit=HISTORY_LENGTH)
+            return plan_views.plan_view(self.planner.outlook(named, history))
+        except UserError as error:
+            return plan_views.no_plan(form.problem_text(error))
 
     def picture_given(self, path: str | None) -> tuple[Any, str]:
         """Keep a picture that can be read; otherwise empty the control and say why."""
@@ -94,7 +119,7 @@ class Handlers:
             "progress": views.progress(focus, queue, resumable),
             "player": views.player(result),
             "gallery": views.gallery(done[:GALLERY_LENGTH], result.id if result else None),
-            "stop": "yes" if focus is not None and views.is_active(focus) else "",
+            "stop": "yes" if focus is not None and views.can_be_stopped(focus) else "",
             "result": result.id if result else "",
             "preview": preview_views.preview_data(focus, beside_result=bool(pinned)),
         }

@@ -1,4 +1,4 @@
-"""What the page says of the machine: nothing where all is well, what still works where it is not.
+"""What the page knows of the machine, and what it says of it: nothing where all is well.
 
 The page's process imports no torch, so the looking is done by ``k1.py doctor`` in a process of its own.
 """
@@ -10,8 +10,9 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class MachineNotice:
         self._command = tuple(command)
         self._known = threading.Event()
         self._text = ""
+        self._report: Mapping[str, Any] | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -50,6 +52,10 @@ class MachineNotice:
         """The notice, empty where there is nothing to say, None while the doctor still looks."""
         return self._text if self._known.wait(timeout_s) else None
 
+    def report(self, timeout_s: float = 0.0) -> Mapping[str, Any] | None:
+        """What the doctor said, empty where it failed, None while it still looks."""
+        return (self._report or {}) if self._known.wait(timeout_s) else None
+
     def _ask(self) -> None:
         try:
             self._process = subprocess.Popen(
@@ -62,6 +68,7 @@ class MachineNotice:
             report = json.loads(self._process.communicate(timeout=PATIENCE_S)[0])
             if not report["has_gpu"]:
                 self._text = f"{report['summary']} “k1.py doctor” says why."
+            self._report = report
         except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
             log.warning("the doctor gave no report: %s", error)
             self.stop()

@@ -12,7 +12,7 @@ from typing import Any
 
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import MAX_PROMPT_CHARACTERS
-from kandinsky5.ui.choices import SHOWN_MODES, preset_values, size_name
+from kandinsky5.ui.choices import preset_values, size_name
 from kandinsky5.ui.form import BY_NAME, FIELDS, Field
 
 VERSION = 1
@@ -57,8 +57,7 @@ def _read(text: str | None) -> dict[str, Any] | None:
 
 
 def _preset(name: Any) -> Preset | None:
-    preset = PRESETS.get(name) if isinstance(name, str) else None
-    return preset if preset is not None and preset.mode in SHOWN_MODES else None
+    return PRESETS.get(name) if isinstance(name, str) else None
 
 
 def _fits(field: Field, value: Any) -> bool:
@@ -66,6 +65,8 @@ def _fits(field: Field, value: Any) -> bool:
     if field.kind == "number":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value is None or (number and abs(value) <= 1e15 and math.isfinite(value))
+    if field.options:
+        return value in [option for _, option in field.options]
     if field.kind in ("choice", "switch"):
         return False  # they follow from the preset and the numbers
     return isinstance(value, str) and len(value) <= MAX_PROMPT_CHARACTERS

@@ -16,6 +16,7 @@ STAGE_WORDS = {
     "load": "Loading the model",
     "encode text": "Reading the prompt",
     "encode image": "Looking at the image",
+    "prepare": "Preparing the schedule",
     "denoise": "Painting",
     "decode": "Decoding frames",
     "save": "Saving",
@@ -26,6 +27,8 @@ ENDED_WORDS = {
     "stopped": "Stopped",
     "interrupted": "Interrupted",
 }
+LEAST_STALL_S = 0.05
+"""Shorter waits for weights in a step are not worth a word."""
 _TEMPLATE_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 
 
@@ -46,9 +49,19 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def gigabytes(size_bytes: float) -> str:
+    """Bytes as a person reads them: ``270 MB``, ``11.4 GB``."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
 def is_active(job: JobSnapshot) -> bool:
     """Whether the job waits or runs."""
     return job.state in ("queued", "running")
+
+
+def can_be_stopped(job: JobSnapshot) -> bool:
+    """Whether the job is not over and was not told to stop yet."""
+    return is_active(job) and not job.is_stopping
 
 
 def was_cut_short(job: JobSnapshot) -> bool:
@@ -78,7 +91,7 @@ def progress(
             f"{others}</section>"
         )
     head, detail, bar = _progress_parts(job)
-    active = ' data-active="yes"' if is_active(job) else ""
+    active = ' data-active="yes"' if can_be_stopped(job) else ""
     return (
         f'<section class="k1-progress" data-state="{safe(job.state)}" data-job="{safe(job.id)}"'
         f' data-title="{safe(_title(job))}"{active}>'
@@ -92,6 +105,8 @@ def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
     if job.state == "queued":
         ahead = f"{job.place} ahead of it" if job.place > 0 else "starts in a moment"
         return "In the queue", ahead, _bar(None)
+    if job.is_stopping:
+        return "Stopping", "at the end of this step", _bar(None)
     if job.state == "running":
         stage = STAGE_WORDS.get(job.stage or "", "Starting")
         if job.stage == "denoise" and job.total:
@@ -99,7 +114,7 @@ def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
         return (
             stage,
             "",
-            _bar(None if job.stage in (None, "load", "encode text", "encode image") else 1.0),
+            _bar(1.0 if job.stage in ("decode", "save") else None),
         )
     if job.state == "done":
         took = (job.finished_at or 0) - (job.started_at or 0)
@@ -116,6 +131,10 @@ def _step_text(job: JobSnapshot) -> str:
         parts.append(f"{duration_text(job.seconds_per_step)} a step")
     if job.eta_s is not None:
         parts.append(f"about {duration_text(job.eta_s)} left")
+    if job.h2d_bytes:
+        parts.append(f"{gigabytes(job.h2d_bytes)} moved a step")
+    if job.stall_s >= LEAST_STALL_S:
+        parts.append(f"{duration_text(job.stall_s)} of it waiting")
     return " · ".join(parts)
 
 
@@ -198,7 +217,8 @@ def player(job: JobSnapshot | None) -> str:
     return (
         f'<figure class="k1-player" data-job="{safe(job.id)}"><div class="k1-stage">{media}</div>'
         f'<figcaption><p class="k1-prompt">{safe(prompt_of(job))}</p><ul class="k1-facts">{facts}</ul>'
-        f'{_notices(job)}<a class="k1-download" href="{source}?download" download>Download</a>'
+        f"{_by_stage(job)}{_notices(job)}"
+        f'<a class="k1-download" href="{source}?download" download>Download</a>'
         "</figcaption></figure>"
     )
 
@@ -216,15 +236,44 @@ def _facts(job: JobSnapshot) -> list[tuple[str, str]]:
     if made.get("steps_run"):
         facts.append(("steps", str(made["steps_run"])))
     if job.started_at and job.finished_at:
-        facts.append(("took", duration_text(job.finished_at - job.started_at)))
+        # what a resumed job had taken before stands in its stages alone
+        stages = {k: s for k, s in (made.get("seconds") or {}).items() if k != "total"}
+        taken_s = max(job.finished_at - job.started_at, sum(stages.values()))
+        facts.append(("took", duration_text(taken_s)))
     peak = made.get("peak_vram_bytes") or made.get("peak_rss_bytes")
     if peak:
-        facts.append(
-            ("VRAM" if made.get("peak_vram_bytes") else "memory", f"{peak / 2**30:.1f} GB")
-        )
+        facts.append(("VRAM" if made.get("peak_vram_bytes") else "memory", gigabytes(peak)))
+    if made.get("h2d_bytes"):
+        facts.append(("moved", gigabytes(made["h2d_bytes"])))
+    if skipped := made.get("evaluations_skipped"):
+        whole = skipped + made.get("evaluations_run", 0)
+        facts.append(("skipped", f"{skipped} of {whole} evaluations"))
     if preset:
         facts.append(("preset", preset.name))
     return facts
+
+
+def _by_stage(job: JobSnapshot) -> str:
+    """Time and peak memory of each stage, folded away."""
+    made: dict[str, Any] = job.result or {}
+    seconds, peaks = made.get("seconds") or {}, made.get("stage_peaks") or {}
+    names = [name for name in STAGE_WORDS if name in seconds]
+    if not names:
+        return ""
+    on_gpu = any(peak.get("vram_bytes") for peak in peaks.values())
+    use = "vram_bytes" if on_gpu else "rss_bytes"
+    rows = ""
+    for name in names:
+        peak = peaks.get(name, {}).get(use)
+        rows += (
+            f"<tr><th scope=row>{STAGE_WORDS[name]}</th><td>{duration_text(seconds[name])}</td>"
+            f"<td>{gigabytes(peak) if peak else ''}</td></tr>"
+        )
+    return (
+        '<details class="k1-by-stage"><summary>Time and memory by stage</summary><table><thead><tr>'
+        f"<th>Stage</th><th>Time</th><th>{'VRAM' if on_gpu else 'Memory'}</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></details>"
+    )
 
 
 def gallery(jobs: Sequence[JobSnapshot], shown_id: str | None) -> str:

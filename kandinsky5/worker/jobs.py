@@ -36,6 +36,9 @@ class JobSnapshot:
         stage: of :data:`kandinsky5.events.STAGES`; None before the first.
         step, total: steps of the schedule, done and in all.
         seconds_per_step, eta_s: of a running job; None when not known.
+        h2d_bytes, stall_s: of a running job's last step: weights copied to the device, and how long computing
+            waited for them.
+        is_stopping: it was told to stop and has not come to the end of its step.
         place: 0 running, n the n-th in the queue, −1 over.
         output: path of the file, once done.
         message: one line, for failed and interrupted jobs.
@@ -56,6 +59,9 @@ class JobSnapshot:
     total: int = 0
     seconds_per_step: float | None = None
     eta_s: float | None = None
+    h2d_bytes: int = 0
+    stall_s: float = 0.0
+    is_stopping: bool = False
     place: int = -1
     output: str | None = None
     message: str | None = None

@@ -24,6 +24,8 @@ class LiveJob:
     total: int = 0
     seconds_per_step: float | None = None
     eta_s: float | None = None
+    h2d_bytes: int = 0
+    stall_s: float = 0.0
     stop_mode: str | None = None
     kill_at: float | None = None
     saved_at: float = 0.0
@@ -54,6 +56,7 @@ class LiveJob:
         elif isinstance(event, StepDone):
             self.step, self.total = event.step, event.total
             self.seconds_per_step, self.eta_s = event.seconds_per_step, event.eta_s
+            self.h2d_bytes, self.stall_s = event.h2d_bytes, event.stall_s
         elif isinstance(event, StateSaved):
             self.saved_step = event.step
         elif isinstance(event, Notice) and event.text not in self.notices:

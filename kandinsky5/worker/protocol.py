@@ -10,7 +10,7 @@ from typing import Any
 
 from kandinsky5.events import PipelineEvent
 
-DEFAULT_PIPELINE = "kandinsky5.pipeline.pipeline:Pipeline"
+DEFAULT_PIPELINE = "kandinsky5.pipeline.pipeline:caching_pipeline"
 STOP_MODES = ("discard", "save")
 """What becomes of a stopped job: what it has painted is dropped, or saved to be resumed."""
 

@@ -136,6 +136,9 @@ class JobPump:
             total=live.total,
             seconds_per_step=live.seconds_per_step,
             eta_s=live.eta_s,
+            h2d_bytes=live.h2d_bytes,
+            stall_s=live.stall_s,
+            is_stopping=live.stop_mode is not None,
             notices=tuple(live.notices),
             previews=tuple(live.previews),
         )

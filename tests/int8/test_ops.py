@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -155,6 +158,18 @@ def test_fake_tensors_go_through(device: str) -> None:
 def test_the_operators_describe_themselves_rightly_to_torch() -> None:
     vectors = (normal(200, seed=1), normal(200, seed=2))
     torch.library.opcheck(quantize_op, (normal(3, 200), 1024, True, NORM, *vectors, "auto"))
+
+
+def test_numbers_on_a_cpu_do_not_load_the_compiler() -> None:
+    program = """
+import sys, torch
+from int8 import Int8Linear
+layer = Int8Linear.from_linear(torch.nn.Linear(200, 20))
+with torch.inference_mode():
+    layer(torch.randn(3, 200))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_torch_compile_keeps_the_operators_whole() -> None:

@@ -126,3 +126,31 @@ def test_other_errors_are_not_taken_for_want_of_memory() -> None:
         residency.lease("VAE", "a", lambda: Guest(error=RuntimeError("shapes do not match"))),
     ):
         pytest.fail("there is no model")
+
+
+def test_what_is_in_use_stays_whatever_the_budget_and_others_ask() -> None:
+    residency, busy, idle = Residency(host_budget_bytes=0), Guest(8), Guest(8)
+    with residency.lease("transformer", "a", lambda: busy):
+        visit(residency, "VAE", idle)
+        residency.keep_only({})
+        residency.release()
+        assert "close" not in busy.log
+    assert idle.log[-1] == "close"
+    assert busy.log == ["enter", "leave", "close"]
+
+
+def test_only_those_whose_keys_are_still_wanted_stay() -> None:
+    residency, kept, other, unnamed = Residency(), Guest(), Guest(), Guest()
+    for role, guest in (("transformer", kept), ("VAE", other), ("text encoder", unnamed)):
+        visit(residency, role, guest)
+    residency.keep_only({"transformer": "a", "VAE": "b"})
+    assert residency.held("transformer") is kept
+    assert residency.held("VAE") is residency.held("text encoder") is None
+    assert other.log[-1] == unnamed.log[-1] == "close"
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+)
+def test_libraries_that_find_no_memory_are_understood(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said))

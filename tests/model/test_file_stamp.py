@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kandinsky5.errors import CheckpointError
-from kandinsky5.model.files import file_stamp
+from kandinsky5.model.file_stamp import file_stamp
 
 TIME_NS = 1_700_000_000_000_000_000
 

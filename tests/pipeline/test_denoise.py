@@ -21,10 +21,9 @@ from kandinsky5.pipeline.denoise import (
     denoise,
     draw_noise,
     guided,
-    model_input,
-    normalise_first_frames,
     schedule,
 )
+from kandinsky5.pipeline.model_inputs import FirstFrame, inputs_for, normalise_first_frames
 
 CONFIG = DiTConfig(
     in_visual_dim=16,
@@ -173,7 +172,7 @@ def test_text_to_video_equals_diffusers_after_four_steps(transformer, scale) -> 
     with torch.no_grad():
         expected = published_run(
             diffusers_pipeline(transformer, "Kandinsky5T2VPipeline", 10.0),
-            model_input(CONFIG, noise, None)[None],
+            inputs_for(CONFIG, None).of(noise)[None],
             positive,
             negative,
             steps=4,
@@ -202,7 +201,7 @@ def test_image_to_video_equals_diffusers_after_four_steps(transformer) -> None:
     with torch.no_grad():
         expected = published_run(
             pipeline,
-            model_input(CONFIG, latents, picture)[None],
+            inputs_for(CONFIG, picture).of(latents)[None],
             positive,
             negative,
             steps=4,
@@ -216,7 +215,7 @@ def test_image_to_video_equals_diffusers_after_four_steps(transformer) -> None:
         Guidance(positive, negative, 3.0),
         schedule(4, 10.0),
         rope_scale=DIFFUSERS_ROPE_SCALE,
-        first_frame=picture,
+        inputs=FirstFrame(picture),
     )
     assert (ours - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max().item())
 
@@ -234,11 +233,11 @@ def test_schedule_goes_from_one_to_zero_and_follows_the_shift(steps, shift) -> N
 
 def test_model_input_of_a_video_model_is_latent_zeros_mask() -> None:
     latent = torch.randn(3, 4, 4, 16)
-    plain = model_input(CONFIG, latent, None)
+    plain = inputs_for(CONFIG, None).of(latent)
     assert plain.shape == (3, 4, 4, 33)
     assert torch.equal(plain[..., :16], latent)
     assert not plain[..., 16:].any()
-    given = model_input(CONFIG, latent, latent[:1])
+    given = inputs_for(CONFIG, latent[:1]).of(latent)
     assert not given[..., 16:32].any()
     assert given[0, ..., 32].eq(1).all()
     assert not given[1:, ..., 32].any()
@@ -265,7 +264,7 @@ def test_given_first_frame_stands_in_every_input_and_in_the_result(transformer) 
     picture = torch.randn(1, 4, 4, 16)
     spy = Spy(transformer)
     result = denoise(
-        spy, noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), first_frame=picture
+        spy, noise, Guidance(conditioning(1, 3)), schedule(3, 2.0), inputs=FirstFrame(picture)
     )
     assert len(spy.seen) == 3
     assert all(torch.equal(x[0, ..., :16], picture[0]) for x, _ in spy.seen)
@@ -304,7 +303,7 @@ def run_of(transformer, **options: Any) -> tuple[torch.Tensor, list[StepState]]:
     generator = torch.Generator().manual_seed(11)
     given = {
         "noise": draw_noise((6, 4, 4, 16), generator),
-        "first_frame": draw_noise((1, 4, 4, 16), generator),
+        "inputs": FirstFrame(draw_noise((1, 4, 4, 16), generator)),
         "guidance": Guidance(conditioning(1, 5), conditioning(2, 2), 4.0),
         "times": schedule(5, 10.0),
         **options,
@@ -327,10 +326,10 @@ def test_a_step_is_one_evaluation_of_both_branches_prepared_before_the_first(tra
 
 def test_a_guided_step_equals_two_forwards(transformer) -> None:
     positive, negative = conditioning(1, 5), conditioning(2, 2)
-    _, states = run_of(transformer, first_frame=None)
+    _, states = run_of(transformer, inputs=None)
     before, after = states[1], states[2]
     with torch.inference_mode():
-        x = model_input(CONFIG, before.latent, None)
+        x = inputs_for(CONFIG, None).of(before.latent)
         velocities = [transformer(x, c.text, c.pooled, after.time) for c in (positive, negative)]
     expected = velocities[1] + 4.0 * (velocities[0] - velocities[1])
     assert torch.equal(after.velocity, expected)
@@ -359,7 +358,7 @@ def test_conditionings_may_come_from_a_schedule_of_ones_own(transformer) -> None
     asked = []
 
     class Lazy:
-        def branches(self, step: int) -> Sequence[StepConditioning]:
+        def branches(self, step: int, skips: Sequence[bool]) -> Sequence[StepConditioning]:
             asked.append(step)
             moment = schedule(5, 10.0)[step].item()
             return transformer.prepare([conditioning(1, 5), conditioning(2, 2)], [moment])[0]
@@ -371,9 +370,11 @@ def test_conditionings_may_come_from_a_schedule_of_ones_own(transformer) -> None
 
 
 def test_a_prepared_schedule_counts_from_its_first_step() -> None:
-    rows: list[list[StepConditioning]] = [[], []]
-    prepared = PreparedSchedule(rows, start_step=3)
-    assert prepared.branches(3) is rows[0] and prepared.branches(4) is rows[1]
+    first, second = (StepConditioning(torch.zeros(n), (), torch.zeros(n)) for n in (1, 2))
+    prepared = PreparedSchedule([[first, second], [second]], start_step=3)
+    assert prepared.branches(3, (False, True)) == [first, second]
+    assert prepared.branches(3, (False,)) == [first]
+    assert prepared.branches(4, (False,)) == [second]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

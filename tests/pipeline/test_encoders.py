@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,27 @@ def test_every_way_gives_the_same_numbers_time_after_time(source: str, home: str
     other.close()
     assert other.host_bytes == 0
     assert not [t for t in threading.enumerate() if t.name.startswith("k1-weights")]
+
+
+@pytest.mark.parametrize(("source", "home"), [("disk", "disk"), ("pinned", "ram")])
+def test_a_streamed_encoder_sees_what_a_resident_one_sees(source: str, home: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+
+    def seen(source: str, home: str) -> torch.Tensor:
+        where = {"device": CPU, "dtype": torch.float32, "slots": 1, "sees": True}
+        made = text_tenant(demo_files(), source=source, home=home, **where)
+        encoders, template = made.enter(), PROMPT_TEMPLATES["image_edit"]
+        texts = [
+            encoders.encode("a red circle", "", template, max_tokens=64, picture=shown).text
+            for shown in (picture, 255 - picture)
+        ]
+        made.leave()
+        made.close()
+        return torch.stack(texts)
+
+    wanted = seen("resident", "device")
+    assert not torch.equal(wanted[0], wanted[1])
+    assert torch.equal(seen(source, home), wanted)
 
 
 def test_only_pinned_layers_wait_in_main_memory() -> None:

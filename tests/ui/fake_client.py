@@ -151,6 +151,7 @@ class FakeClient:
                 self._set(job_id, state="stopped", finished_at=time.time())
             else:
                 self._stopping.add(job_id)
+                self._set(job_id, is_stopping=True)
                 self._change.notify_all()
 
     def status(self, job_id: str) -> JobSnapshot:
@@ -172,6 +173,9 @@ class FakeClient:
             over = [job for job in self._jobs.values() if job.state not in ("running", "queued")]
             over.sort(key=lambda job: job.finished_at or 0, reverse=True)
             return tuple(over[offset : offset + limit])
+
+    def worker_pid(self) -> int | None:
+        return None
 
     def _set(self, job_id: str, **changes: Any) -> None:
         with self._change:
@@ -204,6 +208,7 @@ class FakeClient:
                 saved: dict[str, Any] = {}
                 if self._modes.get(job_id) == "save" and step:
                     saved = {"saved_state": f"/states/{job_id}", "saved_step": step}
+                saved["is_stopping"] = False
                 self._set(job_id, state="stopped", finished_at=time.time(), **saved)
                 return
             write_preview(self._preview_file(job_id, step + 1), (step + 1) / self.steps)

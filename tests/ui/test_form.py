@@ -25,9 +25,7 @@ def test_every_field_of_the_table_is_the_requests_or_steers_others():
     assert {field.name for field in form.FIELDS if not field.is_setting} == {"mode", "size"}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PRESETS if PRESETS[name].mode in choices.SHOWN_MODES]
-)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_presets_defaults_make_the_request_that_the_preset_alone_would(name, tmp_path):
     picture = None
     if PRESETS[name].takes_image:

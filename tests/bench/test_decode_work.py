@@ -1,0 +1,79 @@
+"""A8: the decode's work and memory with the published VAE's shapes, counted without weights."""
+
+from __future__ import annotations
+
+import pytest
+
+from kandinsky5.bench import decode_work
+from kandinsky5.bench.decode_work import (
+    CASES,
+    WORK_TARGET,
+    dims_of,
+    peak_case,
+    rolling_cost,
+    untiled_multiply_adds,
+)
+from kandinsky5.benches import BENCHES
+from kandinsky5.model.vae import VideoVAEConfig
+from vae_tiling import decode_peak_bytes, encode_peak_bytes, plan_tiles
+
+TINY = VideoVAEConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, norm_num_groups=8)
+DIMS = dims_of(VideoVAEConfig())
+
+
+def test_work_stays_below_the_untiled_decode_at_512x768x121() -> None:
+    plan = plan_tiles(121, 512, 768)
+    ratio = rolling_cost(plan).multiply_adds / untiled_multiply_adds(plan)
+    assert ratio == pytest.approx(0.955, abs=0.005)
+    assert ratio <= WORK_TARGET
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
+def test_the_peak_keeps_its_limit_and_the_prediction(case: tuple[int, int, int, int]) -> None:
+    """With few frames: the stage that decides is the same for any number, as the plan's tests show."""
+    _, height, width, limit_bytes = case
+    counted = peak_case(13, height, width, limit_bytes)
+    assert counted["peak_bytes"] <= limit_bytes
+    assert counted["stage_peaks"]["frames"] == max(counted["stage_peaks"].values())
+    assert counted["peak_bytes"] == pytest.approx(counted["predicted_bytes"], rel=0.10)
+
+
+def test_only_the_narrow_stage_grows_with_the_duration() -> None:
+    short, long = (rolling_cost(plan_tiles(n, 64, 64), TINY).stage_peaks for n in (61, 121))
+    assert long["narrow"] > 1.5 * short["narrow"]
+    assert long["frames"] == short["frames"]
+    assert long["statistics"] == short["statistics"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "tile"),
+    [(1, 512, 768, None), (5, 256, 256, None), (9, 768, 1280, 384), (37, 256, 384, 256)],
+)
+def test_the_predicted_peak_is_the_counted_one(
+    frames: int, height: int, width: int, tile: int | None
+) -> None:
+    plan = plan_tiles(frames, height, width, tile_width=tile)
+    counted = rolling_cost(plan).peak_bytes
+    assert decode_peak_bytes(plan, DIMS) == pytest.approx(counted, rel=0.10)
+
+
+@pytest.mark.parametrize(("frames", "side"), [(1, 512), (9, 128)])
+def test_the_predicted_peak_of_encoding_is_the_counted_one(frames: int, side: int) -> None:
+    plan = plan_tiles(frames, side, side)
+    counted = decode_work.encode_peak_counted(plan)
+    assert encode_peak_bytes(plan, DIMS) == pytest.approx(counted, rel=0.05)
+
+
+def test_the_counted_work_of_tiles_is_that_of_each_tile_times_the_tiles() -> None:
+    whole = rolling_cost(plan_tiles(21, 64, 64), TINY).multiply_adds
+    tiled = rolling_cost(plan_tiles(21, 64, 64, tile_width=40, overlap=16), TINY).multiply_adds
+    assert 1.15 * whole < tiled < 1.35 * whole
+
+
+def test_the_benchmark_reports_its_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_work, "CASES", ((5, 64, 64, 4_000_000_000),))
+    report = BENCHES["decode-work"].run({"height": 64, "width": 64})
+    assert report["benchmark"] == "decode-work"
+    assert report["work_ratio"] < 1
+    assert [case["tiles"] for case in report["peaks"]] == [1]
+    assert report["reached"] is True

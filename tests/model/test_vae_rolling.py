@@ -1,0 +1,186 @@
+"""The rolling decode: exact but for the norms' statistics, and these near enough that nobody sees."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kandinsky5.demo.scenes import random_scene, render
+from kandinsky5.model.loading import load_video_vae
+from kandinsky5.model.vae import VideoVAE
+from kandinsky5.model.vae_frames import FrameNorm, Moments
+from kandinsky5.model.vae_rolling import RollingVAEDecoder
+from tests.model.test_vae import TINY, changed, tiny
+from vae_tiling import TilePlan, plan_tiles, tiled_decode
+from vae_tiling.decode import as_floats
+
+DEMO_VAE = Path(__file__).resolve().parents[2] / "kandinsky5/demo/model/vae"
+
+
+def latent_of(cells: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 16, *cells, generator=torch.Generator().manual_seed(seed))
+
+
+def statistics_of(vae: VideoVAE, latent: torch.Tensor) -> dict[int, Moments]:
+    """What each GroupNorm of the untiled decode goes by."""
+    seen: dict[int, Moments] = {}
+
+    def look(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(norm, nn.GroupNorm)
+        groups = args[0].reshape(norm.num_groups, -1)
+        variance, mean = torch.var_mean(groups, 1, correction=0)
+        seen[id(norm)] = mean, variance
+
+    norms = [module for module in vae.decoder.modules() if isinstance(module, nn.GroupNorm)]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    with torch.inference_mode():
+        vae.decode(latent)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def norms_of(decoder: RollingVAEDecoder) -> list[FrameNorm]:
+    resnets = [resnet for _, level in decoder._levels for resnet in level]
+    return [norm for r in resnets for norm in (r.norm1, r.norm2)] + [decoder._norm_out]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cells", [(1, 3, 2), (2, 2, 3), (4, 3, 4)], ids=str)
+def test_with_the_untiled_statistics_it_is_the_untiled_decode(
+    layers: int, cells: tuple[int, int, int]
+) -> None:
+    vae, latent = tiny(changed(TINY, layers_per_block=layers)), latent_of(cells)
+    statistics = statistics_of(vae, latent)
+    decoder = RollingVAEDecoder(vae)
+    features = decoder.narrow(latent)
+    for norm in norms_of(decoder):
+        norm.fix(statistics[id(norm._norm)])
+    tile = decoder.start()
+    frames = torch.cat([tile.push(features[:, :, t : t + 1]) for t in range(cells[0])], dim=2)
+    with torch.inference_mode():
+        expected = vae.decode(latent)
+    assert (frames - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("cells", [(1, 4, 4), (1, 2, 5)], ids=str)
+def test_a_single_frame_is_decoded_exactly(cells: tuple[int, int, int]) -> None:
+    vae, latent = tiny(), latent_of(cells)
+    plan = plan_tiles(1, 8 * cells[1], 8 * cells[2])
+    (frame,) = tiled_decode(RollingVAEDecoder(vae), latent, plan, convert=as_floats)
+    with torch.inference_mode():
+        expected = as_floats(vae.decode(latent))
+    assert (frame - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_the_narrow_stage_is_exact() -> None:
+    vae, latent = tiny(), latent_of((5, 3, 4))
+    with torch.inference_mode():
+        x = vae.decoder.mid_block(vae.decoder.conv_in(vae.post_quant_conv(latent)))
+        for resnet in vae.decoder.up_blocks[0].resnets:
+            x = resnet(x)
+    features = RollingVAEDecoder(vae).narrow(latent)
+    assert (features - x).abs().max() <= 1e-5 * x.abs().max()
+
+
+def test_a_tile_remembers_two_frames_of_each_convolution_however_long_it_runs() -> None:
+    vae = tiny()
+    decoder = RollingVAEDecoder(vae)
+    features = decoder.narrow(latent_of((6, 2, 2)))
+    decoder.calibrate(features[0, :, 1:3].transpose(0, 1), [])
+    tile = decoder.start()
+    carried = []
+    for frame in range(6):
+        tile.push(features[:, :, frame : frame + 1])
+        kept = {f.data_ptr(): f.numel() for frames in tile.past.values() for f in frames}
+        carried.append(sum(kept.values()))
+    assert carried[0] < carried[1] == carried[2] == carried[5]
+
+
+def test_nothing_is_pushed_before_the_statistics_are_fixed() -> None:
+    decoder = RollingVAEDecoder(tiny())
+    features = decoder.narrow(latent_of((2, 2, 2)))
+    with pytest.raises(AssertionError, match="statistics"):
+        decoder.start().push(features[:, :, :1])
+
+
+def test_bfloat16_is_as_near_as_the_untiled_decode_in_bfloat16() -> None:
+    exact, rounded = tiny(), tiny().to(torch.bfloat16)
+    latent, plan = latent_of((3, 4, 4)), plan_tiles(9, 32, 32)
+    with torch.inference_mode():
+        expected = as_floats(exact.decode(latent))
+        untiled = as_floats(rounded.decode(latent.bfloat16()))
+    near = torch.cat(list(tiled_decode(RollingVAEDecoder(exact), latent, plan, convert=as_floats)))
+    rolled = torch.cat(
+        list(tiled_decode(RollingVAEDecoder(rounded), latent.bfloat16(), plan, convert=as_floats))
+    )
+    assert (rolled - near).norm() <= 1.5 * (untiled - expected).norm()
+
+
+# Against the untiled decode, with the demo's VAE
+
+
+@pytest.fixture(scope="module")
+def demo_vae() -> VideoVAE:
+    return load_video_vae(DEMO_VAE, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def scene(frames: int, height: int, width: int, seed: int) -> np.ndarray:
+    """Frames uint8 of one scene, cut to height × width."""
+    side = max(height, width)
+    drawn = render(random_scene(random.Random(seed)), frames, side)
+    top = (side - height) // 2
+    return drawn[:, top : top + height, :width]
+
+
+def encoded(vae: VideoVAE, frames: np.ndarray) -> torch.Tensor:
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        return vae.encode(video)[0]
+
+
+def rolled_and_untiled(
+    vae: VideoVAE, latent: torch.Tensor, plan: TilePlan
+) -> tuple[torch.Tensor, torch.Tensor]:
+    frames = torch.cat(list(tiled_decode(RollingVAEDecoder(vae), latent, plan, convert=as_floats)))
+    with torch.inference_mode():
+        return frames, as_floats(vae.decode(latent))
+
+
+def psnr_db(a: torch.Tensor, b: torch.Tensor) -> float:
+    error = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean().item()
+    return 10 * float(np.log10(4 / error))
+
+
+def test_a_clip_of_the_demo_is_near_its_untiled_decode(demo_vae: VideoVAE) -> None:
+    latent = encoded(demo_vae, scene(25, 64, 64, seed=1))
+    assert psnr_db(*rolled_and_untiled(demo_vae, latent, plan_tiles(25, 64, 64))) >= 50
+
+
+def test_a_cut_to_another_scene_is_near_its_untiled_decode(demo_vae: VideoVAE) -> None:
+    cut = np.concatenate([scene(13, 64, 64, seed=5), scene(12, 64, 64, seed=8)])
+    latent = encoded(demo_vae, cut)
+    assert psnr_db(*rolled_and_untiled(demo_vae, latent, plan_tiles(25, 64, 64))) >= 40
+
+
+def test_tiles_are_near_the_untiled_decode_and_leave_no_seam(demo_vae: VideoVAE) -> None:
+    latent = encoded(demo_vae, scene(9, 96, 128, seed=2))
+    plan = plan_tiles(9, 96, 128, tile_height=64, tile_width=80, overlap=32)
+    tiled, untiled = rolled_and_untiled(demo_vae, latent, plan)
+    assert psnr_db(tiled, untiled) >= 40
+    for axis, spans in ((1, plan.rows), (2, plan.columns)):
+        steps = [
+            frames.diff(dim=axis).abs().mean(dim=(0, 3 - axis, 3)) for frames in (tiled, untiled)
+        ]
+        seam = torch.zeros(len(steps[0]), dtype=torch.bool)
+        for span in spans[1:]:
+            seam[8 * span.start - 1 : 8 * (span.start + span.lead)] = True
+        at_seams, elsewhere = (
+            (steps[0][where].mean() / steps[1][where].mean()).item() for where in (seam, ~seam)
+        )
+        assert at_seams <= 1.02 * elsewhere
