@@ -317,6 +317,7 @@ class GenerationResult:
         peak_vram_bytes, peak_rss_bytes: most device and main memory in use.
         h2d_bytes, d2h_bytes: copied to and from the device in the denoise stage.
         stage_peaks, notices: stage → {vram_bytes, rss_bytes}; what the user should know.
+        expanded_prompt: the prompt as the text encoder rewrote it; None where it did not.
     """
 
     output: str
@@ -334,6 +335,7 @@ class GenerationResult:
     d2h_bytes: int = 0
     stage_peaks: dict[str, dict[str, int]] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    expanded_prompt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,4 +1,4 @@
-"""For all tests: no request to any hub, a cache folder of their own, no deadlines, and where the project's data for tests lies."""
+"""For all tests: no request to any hub, a cache of their own, no deadlines, and where the data lies."""
 
 from __future__ import annotations
 

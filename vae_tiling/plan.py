@@ -84,7 +84,8 @@ def smaller_plan(plan: TilePlan, *, overlap: int = OVERLAP_PX) -> TilePlan | Non
         parts = len(spans) + 1
         size = math.ceil((length + (parts - 1) * cells) / parts)
         if size >= 2 * cells and size < spans[0].length:
-            return replace(plan, **{name: spans_of(length, size, cells)})
+            more = spans_of(length, size, cells)
+            return replace(plan, rows=more) if name == "rows" else replace(plan, columns=more)
     return None
 
 

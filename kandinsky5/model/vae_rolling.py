@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
+from typing import cast
 
 import torch
 from torch import nn
 
-from kandinsky5.model.vae import Upsample, VideoVAE
+from kandinsky5.model.vae import Level, PrefixAttention, ResnetBlock, Upsample, VideoVAE
 from kandinsky5.model.vae_frames import (
     STILL,
     FrameConvolution,
@@ -48,10 +49,10 @@ class RollingVAEDecoder:
 
     def __init__(self, vae: VideoVAE) -> None:
         self._vae = vae
-        first, *others = vae.decoder.up_blocks
-        self._narrow_resnets = list(first.resnets)
+        first, *others = cast("list[Level]", list(vae.decoder.up_blocks))
+        self._narrow_resnets = _resnets(first.resnets)
         self._levels = [
-            (_growth_behind(before), [FrameResnet(block) for block in level.resnets])
+            (_growth_behind(before), [FrameResnet(block) for block in _resnets(level.resnets)])
             for before, level in zip([first, *others], others, strict=False)
         ]
         self._norm_out = FrameNorm(vae.decoder.conv_norm_out)
@@ -67,9 +68,10 @@ class RollingVAEDecoder:
         decoder, past = self._vae.decoder, Past()
         conv_in = FrameConvolution(decoder.conv_in.conv)
         stack = torch.cat([conv_in(padded(frame[None]), past) for frame in frames])
-        stack = FrameResnet(decoder.mid_block.resnets[0]).over_all(stack)
-        add_attention(decoder.mid_block.attentions[0], stack)
-        for block in (decoder.mid_block.resnets[1], *self._narrow_resnets):
+        before, after = _resnets(decoder.mid_block.resnets)
+        stack = FrameResnet(before).over_all(stack)
+        add_attention(cast(PrefixAttention, decoder.mid_block.attentions[0]), stack)
+        for block in (after, *self._narrow_resnets):
             stack = FrameResnet(block).over_all(stack)
         return stack.transpose(0, 1)[None]
 
@@ -192,6 +194,10 @@ def _fix(norm: FrameNorm, takes: Sequence[_Take], *steps: Step) -> None:
         mean = mean + moving_mean - resting_mean
         variance = variance * ratio.clamp(1 / MOTION_RANGE, MOTION_RANGE)
     norm.fix((mean, variance))
+
+
+def _resnets(blocks: nn.ModuleList) -> list[ResnetBlock]:
+    return cast("list[ResnetBlock]", list(blocks))
 
 
 def _growth_behind(level: nn.Module) -> FrameGrowth | None:

@@ -303,6 +303,7 @@ class Pipeline:
             h2d_bytes=job.h2d_bytes,
             stage_peaks={name: vars(peak) for name, peak in job.peaks.items()},
             notices=tuple(job.notices),
+            expanded_prompt=job.expanded_prompt,
         )
 
 

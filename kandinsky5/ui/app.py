@@ -81,7 +81,7 @@ def build(
 
 def _calm(page: gr.Blocks) -> None:
     """Let gradio's queue sleep longer; by default it burns 7 % of a core while nothing happens."""
-    queue = getattr(page, "_queue", None)
+    queue: Any = getattr(page, "_queue", None)
     if hasattr(queue, "sleep_when_free"):
         queue.sleep_when_free = QUEUE_SLEEP_S
 
@@ -117,7 +117,7 @@ def _left(handlers: Handlers) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
         for name in names:
             made[name] = form.component(form.BY_NAME[name], handlers.presets)
 
-    place("mode", "preset", "prompt", "image", "negative_prompt")
+    place("mode", "preset", "prompt", "expand", "image", "negative_prompt")
     with gr.Row(elem_classes=["k1-row"]):
         place("size", "width", "height")
     with gr.Row(elem_classes=["k1-row"]):

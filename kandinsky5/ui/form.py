@@ -25,8 +25,8 @@ class Field:
     Attributes:
         name: of the request's field; ``mode`` and ``size`` only steer other controls.
         label: as shown.
-        kind: ``choice``, ``switch``, ``text``, ``number``, ``seed``, ``budget``, ``picture``, ``file`` or
-            ``folder``.
+        kind: ``choice``, ``switch``, ``tick``, ``text``, ``number``, ``seed``, ``budget``, ``picture``,
+            ``file`` or ``folder``.
         options: (label, value) of a choice that is always the same.
         info: one line under the label.
         placeholder: shown while empty.
@@ -84,6 +84,13 @@ FIELDS: tuple[Field, ...] = (
         placeholder="blurry, distorted, text",
         lines=1,
         default="",
+    ),
+    Field(
+        "expand",
+        "Expand the prompt",
+        "tick",
+        info="The text encoder first rewrites it in more detail; the demo's does not write.",
+        default=True,
     ),
     Field("image", "Input image", "picture", modes=("i2v", "i2i")),
     Field("size", "Size", "choice", least_px=150),
@@ -168,6 +175,8 @@ def component(
     if field.kind == "switch":
         modes = [(title, mode) for mode, title in MODES.items()]
         return gr.Radio(modes, value=value, **common)
+    if field.kind == "tick":
+        return gr.Checkbox(value=value, **common)
     if field.kind == "choice":
         options: list[Any] = list(field.options)
         if not options:

@@ -80,10 +80,13 @@ def no_plan(text: str) -> str:
 
 def _totals(outlook: Outlook) -> str:
     plan, budget = outlook.plan, outlook.plan.budget
+    if not plan.fits:
+        vram = f"{gigabytes(plan.peak_vram_bytes)} VRAM · " if not budget.on_cpu else ""
+        return f"{vram}{gigabytes(plan.peak_ram_bytes)} RAM needed"
     parts = [f"{gigabytes(plan.peak_ram_bytes)} of {gigabytes(budget.ram_bytes)} RAM"]
     if budget.vram_bytes is not None:
         parts.insert(0, f"{gigabytes(plan.peak_vram_bytes)} of {gigabytes(budget.vram_bytes)} VRAM")
-    if plan.fits and outlook.expected_s is not None:
+    if outlook.expected_s is not None:
         parts.append(f"about {duration_text(_roughly(outlook.expected_s))}")
     return " · ".join(parts)
 
@@ -101,15 +104,17 @@ def _facts(outlook: Outlook) -> Iterable[str]:
     if outlook.card is None:
         yield "on the CPU"
     else:
+        yield outlook.card
         yield f"{denoise.weights} weights"
         blocks = denoise.resident_blocks + denoise.streamed_blocks
         where = {"pinned": "RAM", "disk": "disk"}.get(denoise.source, denoise.source)
-        yield (
-            f"{denoise.resident_blocks} of {blocks} blocks stay on the GPU,"
-            f" {denoise.streamed_blocks} come from {where}"
-            if denoise.streamed_blocks
-            else f"all {blocks} blocks stay on the GPU"
-        )
+        if not denoise.streamed_blocks:
+            yield f"all {blocks} blocks stay on the GPU"
+        elif not denoise.resident_blocks:
+            yield f"all {blocks} blocks come from {where}"
+        else:
+            stay = f"{denoise.resident_blocks} of {blocks} blocks stay on the GPU"
+            yield f"{stay}, the others come from {where}"
         if denoise.streamed_bytes_per_step:
             yield f"{gigabytes(denoise.streamed_bytes_per_step)} moved in a step"
     if plan.decode_tiles.tiles > 1:

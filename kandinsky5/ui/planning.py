@@ -33,6 +33,7 @@ PLAN_FIELDS = (
     "seconds",
     "steps",
     "guidance",
+    "expand",
     "dit",
     "weights",
     "text_weights",
@@ -191,10 +192,10 @@ def request_for(values: Mapping[str, Any]) -> tuple[GenerationRequest, tuple[str
 
 
 def job_for(request: GenerationRequest, budget: Budget) -> PlanRequest:
-    """The job as this version's pipeline runs it: no expansion yet, the text encoder never in NF4."""
+    """The job as this version's pipeline runs it: the text encoder never in NF4."""
     dtype = "fp32" if request.dtype == "fp32" or budget.on_cpu else "bf16"
     job = PlanRequest.of(request, dtype=dtype)
-    return dataclasses.replace(job, expand=False, text_formats=("bf16",))
+    return dataclasses.replace(job, text_formats=("bf16",))
 
 
 @functools.lru_cache(maxsize=128)

@@ -65,6 +65,8 @@ def _fits(field: Field, value: Any) -> bool:
     if field.kind == "number":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value is None or (number and abs(value) <= 1e15 and math.isfinite(value))
+    if field.kind == "tick":
+        return isinstance(value, bool)
     if field.options:
         return value in [option for _, option in field.options]
     if field.kind in ("choice", "switch"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STAGE_WORDS = {
     "load": "Loading the model",
+    "expand": "Expanding the prompt",
     "encode text": "Reading the prompt",
     "encode image": "Looking at the image",
     "prepare": "Preparing the schedule",
@@ -96,8 +97,19 @@ def progress(
         f'<section class="k1-progress" data-state="{safe(job.state)}" data-job="{safe(job.id)}"'
         f' data-title="{safe(_title(job))}"{active}>'
         f'<p class="k1-line" role="status"><b>{safe(head)}</b><span>{safe(detail)}</span></p>{bar}'
-        f'<p class="k1-what">{safe(prompt_of(job))}</p>{_notices(job)}{_ways_on(job)}{others}</section>'
+        f'<p class="k1-what">{safe(_told_prompt(job))}</p>{_notices(job)}{_ways_on(job)}{others}</section>'
     )
+
+
+def _told_prompt(job: JobSnapshot) -> str:
+    """The prompt; while it is rewritten, the end of what it has become so far."""
+    if job.stage == "expand" and job.expanded_prompt:
+        return (
+            f"…{job.expanded_prompt[-200:]}"
+            if len(job.expanded_prompt) > 200
+            else job.expanded_prompt
+        )
+    return prompt_of(job)
 
 
 def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
@@ -217,7 +229,7 @@ def player(job: JobSnapshot | None) -> str:
     return (
         f'<figure class="k1-player" data-job="{safe(job.id)}"><div class="k1-stage">{media}</div>'
         f'<figcaption><p class="k1-prompt">{safe(prompt_of(job))}</p><ul class="k1-facts">{facts}</ul>'
-        f"{_by_stage(job)}{_notices(job)}"
+        f"{_expanded(job)}{_by_stage(job)}{_notices(job)}"
         f'<a class="k1-download" href="{source}?download" download>Download</a>'
         "</figcaption></figure>"
     )
@@ -251,6 +263,17 @@ def _facts(job: JobSnapshot) -> list[tuple[str, str]]:
     if preset:
         facts.append(("preset", preset.name))
     return facts
+
+
+def _expanded(job: JobSnapshot) -> str:
+    """What the text encoder made of the prompt, folded away."""
+    text = (job.result or {}).get("expanded_prompt")
+    if not text:
+        return ""
+    return (
+        '<details class="k1-by-stage"><summary>The prompt as it was expanded</summary>'
+        f"<p>{safe(text)}</p></details>"
+    )
 
 
 def _by_stage(job: JobSnapshot) -> str:

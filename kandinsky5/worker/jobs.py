@@ -38,6 +38,7 @@ class JobSnapshot:
         seconds_per_step, eta_s: of a running job; None when not known.
         h2d_bytes, stall_s: of a running job's last step: weights copied to the device, and how long computing
             waited for them.
+        expanded_prompt: of a running job: the prompt as the text encoder rewrites it, as far as it has come.
         is_stopping: it was told to stop and has not come to the end of its step.
         place: 0 running, n the n-th in the queue, −1 over.
         output: path of the file, once done.
@@ -61,6 +62,7 @@ class JobSnapshot:
     eta_s: float | None = None
     h2d_bytes: int = 0
     stall_s: float = 0.0
+    expanded_prompt: str | None = None
     is_stopping: bool = False
     place: int = -1
     output: str | None = None

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kandinsky5.events import Notice, PipelineEvent, StageStarted, StateSaved, StepDone
+from kandinsky5.events import (
+    Notice,
+    PipelineEvent,
+    PromptExpanded,
+    StageStarted,
+    StateSaved,
+    StepDone,
+)
 from kandinsky5.worker.jobs import JobSnapshot
 from kandinsky5.worker.run_files import MAX_PREVIEWS
 
@@ -26,6 +33,7 @@ class LiveJob:
     eta_s: float | None = None
     h2d_bytes: int = 0
     stall_s: float = 0.0
+    expanded_prompt: str | None = None
     stop_mode: str | None = None
     kill_at: float | None = None
     saved_at: float = 0.0
@@ -57,6 +65,8 @@ class LiveJob:
             self.step, self.total = event.step, event.total
             self.seconds_per_step, self.eta_s = event.seconds_per_step, event.eta_s
             self.h2d_bytes, self.stall_s = event.h2d_bytes, event.stall_s
+        elif isinstance(event, PromptExpanded):
+            self.expanded_prompt = event.text
         elif isinstance(event, StateSaved):
             self.saved_step = event.step
         elif isinstance(event, Notice) and event.text not in self.notices:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import K1Error
-from kandinsky5.events import PipelineEvent, StateSaved, StepDone
+from kandinsky5.events import PipelineEvent, PromptExpanded, StateSaved, StepDone
 from kandinsky5.request import GenerationRequest
 from kandinsky5.worker.handle import WorkerHandle, describe_death
 from kandinsky5.worker.jobs import JobSnapshot, JobStore
@@ -138,6 +138,7 @@ class JobPump:
             eta_s=live.eta_s,
             h2d_bytes=live.h2d_bytes,
             stall_s=live.stall_s,
+            expanded_prompt=live.expanded_prompt,
             is_stopping=live.stop_mode is not None,
             notices=tuple(live.notices),
             previews=tuple(live.previews),
@@ -261,7 +262,10 @@ class JobPump:
         with self._lock:
             live.note(event)
         now = time.monotonic()
-        if not isinstance(event, StepDone) or now - live.saved_at >= SAVE_PROGRESS_EVERY_S:
+        if (
+            not isinstance(event, (StepDone, PromptExpanded))
+            or now - live.saved_at >= SAVE_PROGRESS_EVERY_S
+        ):
             live.saved_at = now
             try:
                 if isinstance(event, StateSaved):

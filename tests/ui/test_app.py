@@ -134,6 +134,14 @@ def test_programs_reach_the_promised_names(quiet_studio):
         client.predict({"prompt": ""}, api_name="/submit")
 
 
+def test_the_queue_of_gradio_does_not_keep_a_core_awake(fake_client, tmp_path):
+    from kandinsky5.ui.app import QUEUE_SLEEP_S, build
+    from kandinsky5.ui.options import StudioOptions
+
+    page = build(fake_client.FakeClient(tmp_path), StudioOptions(state_dir=tmp_path))
+    assert page._queue.sleep_when_free == QUEUE_SLEEP_S >= 0.01
+
+
 def test_only_the_promised_names_are_public(studio):
     with httpx.Client(base_url=studio.url, timeout=300) as visitor:
         named = visitor.get("/gradio_api/info").json()["named_endpoints"]

@@ -46,6 +46,19 @@ def test_settings_of_a_result_fill_the_form_and_give_the_same_request():
     assert settle(form.request_from(values)) == settle(request)
 
 
+@pytest.mark.parametrize(
+    ("written", "gigabytes"), [("", None), (" ", None), ("12", 12.0), ("12,5 GB", 12.5), ("8gb", 8)]
+)
+def test_a_budget_is_read_as_people_write_it(written, gigabytes):
+    assert form.request_from(filled(vram=written)).vram == gigabytes
+
+
+def test_budgets_and_formats_of_a_result_come_back_and_go_again():
+    values = form.values_of(GenerationRequest(prompt="a", vram=12.5, weights="int8"))
+    assert (values["vram"], values["ram"], values["weights"]) == ("12.5", "", "int8")
+    assert form.values_of(GenerationRequest(prompt="a"))["weights"] == "auto"
+
+
 def test_an_image_left_over_from_another_mode_is_not_sent():
     assert form.request_from(filled(image="/nowhere.png")).image is None
 
@@ -66,6 +79,10 @@ def test_an_image_left_over_from_another_mode_is_not_sent():
         ("width", -1, "64 to 2048"),
         ("height", 10**6, "64 to 2048"),
         ("seconds", 30, "to 21"),
+        ("vram", "plenty", "0.5 to 1024"),
+        ("vram", "0", "0.5 to 1024"),
+        ("ram", "-1", "0.5 to 4096"),
+        ("ram", "nan", "0.5 to 4096"),
         ("dit", "/nowhere/model.safetensors", "nothing is there"),
         ("dit", "/tmp", "not a file"),
         ("model_dir", "/etc/hostname", "not a folder"),

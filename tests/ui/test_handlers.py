@@ -10,6 +10,7 @@ import pytest
 from kandinsky5.request import GenerationRequest
 from kandinsky5.ui import choices, form
 from kandinsky5.ui.handlers import Handlers
+from kandinsky5.ui.planning import PLAN_FIELDS, Planner
 
 
 @pytest.fixture
@@ -81,6 +82,25 @@ def test_nothing_is_sent_twice(handlers):
     assert not any(map(skipped, first))
     *second, _ = handlers.refresh(None, None, shown)
     assert all(map(skipped, second))
+
+
+def test_the_plan_follows_the_form_and_names_a_value_that_cannot_be(client, tmp_path):
+    planning = Handlers(client, tmp_path / "outputs", lambda preset: False, Planner())
+    filled = form.values_of(GenerationRequest(prompt="a red circle"))
+    page = planning.plan(*(filled[name] for name in PLAN_FIELDS))
+    assert 'data-fits="yes"' in page
+    assert "112 tokens" in page
+    page = planning.plan(*({**filled, "ram": "<0>"}[name] for name in PLAN_FIELDS))
+    assert "RAM budget, GB: got “&lt;0&gt;”" in page
+
+
+def test_a_stop_that_was_heard_cannot_be_pressed_again(handlers, client):
+    job_id = client.submit(GenerationRequest(prompt="a tale"))
+    client.wait(lambda: client.queue()[0].state == "running")
+    client._set(job_id, is_stopping=True)
+    progress, _, _, stop, *_ = handlers.refresh(None, None, {})
+    assert "Stopping" in progress
+    assert stop["interactive"] is False
 
 
 def test_stop_reaches_a_job_of_another_tab(handlers, client):

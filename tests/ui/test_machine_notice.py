@@ -28,6 +28,15 @@ def test_with_a_gpu_there_is_nothing_to_say() -> None:
     assert told(json.dumps({"has_gpu": True, "summary": "All is well."})) == ""
 
 
+def test_what_the_doctor_found_is_there_for_the_plan() -> None:
+    cards = [{"name": "a card", "total_bytes": 2, "free_bytes": 1}]
+    text = json.dumps({"has_gpu": True, "cards": cards})
+    notice = MachineNotice((sys.executable, "-c", f"print({text!r})"))
+    assert notice.report() is None
+    notice.start()
+    assert notice.report(timeout_s=60) == {"has_gpu": True, "cards": cards}
+
+
 @pytest.mark.parametrize("broken", ["", "no json", "[]", "{}"])
 def test_a_doctor_that_fails_leaves_the_page_alone(broken) -> None:
     assert told(broken) == ""

@@ -41,7 +41,7 @@ def test_the_preset_decides_mode_and_size(preset: str) -> None:
     assert values["size"] == f"{width} × {height}"
 
 
-@pytest.mark.parametrize("gone", ["lite-t2v-2019", "image-t2i", 7, None, ["demo-t2v"], {}])
+@pytest.mark.parametrize("gone", ["lite-t2v-2019", 7, None, ["demo-t2v"], {}])
 def test_a_preset_that_cannot_be_chosen_leaves_texts_and_defaults(gone: Any) -> None:
     values = values_from(stored(kept(preset=gone, prompt="kept", steps=77)))
     assert values is not None

@@ -43,6 +43,51 @@ def test_a_running_job_tells_stage_step_speed_and_time_left(job):
     assert 'data-active="yes"' in page
 
 
+def test_what_streaming_costs_is_told_where_it_costs(job):
+    step = {"stage": "denoise", "step": 7, "total": 20, "seconds_per_step": 54.0}
+    page = views.progress(job(**step, h2d_bytes=8_600_000_000, stall_s=3.2), ())
+    assert "8.6 GB moved a step · 3.2 s of it waiting" in page
+    assert "moved" not in views.progress(job(**step), ())
+    assert "waiting" not in views.progress(job(**step, h2d_bytes=9, stall_s=0.01), ())
+
+
+def test_a_prompt_is_seen_as_it_is_rewritten_and_kept_with_the_result(job):
+    page = views.progress(job(stage="expand", expanded_prompt="word " * 60 + HOSTILE), ())
+    assert "Expanding the prompt" in page
+    assert "word word &lt;script&gt;" in page
+    assert page.count("word ") < 60
+    page = views.player(job("done", output="/o/x.mp4", result={"expanded_prompt": HOSTILE}))
+    assert "as it was expanded</summary><p>&lt;script&gt;" in page
+    assert "expanded" not in views.player(job("done", output="/o/x.mp4", result={}))
+
+
+def test_a_stop_that_was_heard_is_told_before_the_step_ends(job):
+    page = views.progress(job(stage="denoise", step=7, total=20, is_stopping=True), ())
+    assert "Stopping" in page
+    assert "data-active" not in page
+
+
+def test_a_result_tells_peaks_bytes_moved_and_evaluations_spared(job):
+    made = {
+        "peak_vram_bytes": 11_400_000_000,
+        "h2d_bytes": 431_000_000_000,
+        "evaluations_run": 60,
+        "evaluations_skipped": 40,
+        "seconds": {"denoise": 200.0, "decode": 5.0, "total": 205.0},
+        "stage_peaks": {"denoise": {"vram_bytes": 11_400_000_000, "rss_bytes": 5}},
+    }
+    page = views.player(job("done", output="/o/x.mp4", result=made, started_at=1, finished_at=101))
+    for fact in (
+        "11.4 GB",
+        "431.0 GB",
+        "40 of 100 evaluations",
+        "3 min 25 s",
+        "Decoding frames</th><td>5.0 s</td><td></td>",
+    ):
+        assert fact in page
+    assert "moved" not in views.player(job("done", output="/o/x.mp4", result={"h2d_bytes": 0}))
+
+
 def test_a_waiting_job_tells_its_place(job):
     page = views.progress(job("queued", place=2), ())
     assert "In the queue" in page

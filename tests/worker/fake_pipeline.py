@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import Stopped, UserError
-from kandinsky5.events import EventSink, Notice, PreviewReady, StageStarted, StateSaved, StepDone
+from kandinsky5.events import (
+    EventSink,
+    Notice,
+    PreviewReady,
+    PromptExpanded,
+    StageStarted,
+    StateSaved,
+    StepDone,
+)
 from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.request import GenerationRequest, GenerationResult
@@ -44,6 +52,7 @@ class FakePipeline:
         emit(Notice(f"pid {os.getpid()}"))
         emit(Notice(f"run {self.runs}"))
         emit(Notice(f"device {request.device}"))
+        emit(PromptExpanded(f"{request.prompt}, in detail", done=True))
         emit(StageStarted("denoise"))
         for step in range(first_step, STEPS + 1):
             if should_stop():
@@ -51,7 +60,8 @@ class FakePipeline:
                     emit(saved(states, request, step - 1))
                 raise Stopped(f"stopped before step {step}")
             self._step(request.prompt, step, should_stop)
-            emit(StepDone(step, STEPS, 0.5, 0.5 * (STEPS - step)))
+            left_s = 0.5 * (STEPS - step)
+            emit(StepDone(step, STEPS, 0.5, left_s, h2d_bytes=1000 * step, stall_s=0.25))
             if previews is not None:
                 emit(PreviewReady(step, STEPS, b"picture %d" % step))
             if states is not None and request.prompt.startswith("save"):

@@ -37,7 +37,18 @@ def test_a_running_job_shows_stage_step_and_eta(studio, in_step_2, asking):
     job = in_step_2(client, job_id)
     assert (job.state, job.stage, job.step, job.total, job.place) == ("running", "denoise", 1, 3, 0)
     assert (job.seconds_per_step, job.eta_s) == (0.5, 1.0)
+    assert (job.h2d_bytes, job.stall_s, job.is_stopping) == (1000, 0.25, False)
+    assert job.expanded_prompt == "hold, in detail"
     assert client.queue() == (job,)
+
+
+def test_a_job_that_was_told_to_stop_says_so_until_it_is_over(studio, over, in_step_2, asking):
+    client = studio.start()
+    job_id = client.submit(asking("deaf"))
+    in_step_2(client, job_id)
+    client.stop(job_id)
+    assert client.status(job_id).is_stopping
+    assert not over(client, job_id).is_stopping
 
 
 def test_the_second_job_runs_in_the_same_warm_worker(studio, over, pid_of, asking):
