@@ -159,3 +159,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     report = diagnose(out_dir=tmp_path / "file" / "outputs", state_dir=tmp_path)
     check = next(check for check in report.checks if check.name == "output folder")
     assert check.status == MISSING
+
+
+def test_the_cards_stand_in_the_report_with_their_memory() -> None:
+    card = Card("a card", (8, 9), total_bytes=24, free_bytes=20)
+    (told,) = json.loads(json.dumps(Report((), (card,)).to_dict()))["cards"]
+    assert (told["name"], told["total_bytes"], told["free_bytes"]) == ("a card", 24, 20)

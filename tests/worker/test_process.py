@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kandinsky5.events import Notice, StageStarted, StepDone
+from kandinsky5.events import Notice, PromptExpanded, StageStarted, StepDone
 from kandinsky5.worker.process import MAX_MESSAGE_CHARACTERS, Worker, one_line
 from kandinsky5.worker.protocol import (
     JobEvent,
@@ -114,6 +114,11 @@ class Conversation:
         return events
 
 
+def step_done(step: int) -> StepDone:
+    """What the fake pipeline says after a step of three."""
+    return StepDone(step, 3, 0.5, 0.5 * (3 - step), h2d_bytes=1000 * step, stall_s=0.25)
+
+
 def test_events_come_in_the_order_they_happened(conversation):
     conversation.run("a", "finish")
     events = conversation.hear_until(JobFinished)
@@ -121,10 +126,9 @@ def test_events_come_in_the_order_they_happened(conversation):
     said = [event.event for event in events if isinstance(event, JobEvent)]
     assert [event for event in said if not isinstance(event, Notice)] == [
         StageStarted("load"),
+        PromptExpanded("finish, in detail", done=True),
         StageStarted("denoise"),
-        StepDone(1, 3, 0.5, 1.0),
-        StepDone(2, 3, 0.5, 0.5),
-        StepDone(3, 3, 0.5, 0.0),
+        *map(step_done, (1, 2, 3)),
         StageStarted("save"),
     ]
     assert events[-1].result["output"] == str(conversation.folder / "a.mp4")
@@ -132,11 +136,11 @@ def test_events_come_in_the_order_they_happened(conversation):
 
 def test_a_stop_during_a_step_ends_the_job_before_the_next(conversation):
     conversation.run("a", "hold")
-    while conversation.hear() != JobEvent("a", StepDone(1, 3, 0.5, 1.0)):
+    while conversation.hear() != JobEvent("a", step_done(1)):
         pass
     conversation.connection.send(StopJob("a"))
     rest = conversation.hear_until(JobStopped)
-    assert rest == [JobEvent("a", StepDone(2, 3, 0.5, 0.5)), JobStopped("a")]
+    assert rest == [JobEvent("a", step_done(2)), JobStopped("a")]
 
 
 def test_a_stop_for_one_job_leaves_the_next_alone(conversation):
