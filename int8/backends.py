@@ -56,20 +56,34 @@ def _cuda_backends(index: int | None) -> tuple[str, ...]:
     return (TRITON, INT_MM, TORCH) if has_triton() else (INT_MM, TORCH)
 
 
+_distrusted: set[tuple[str, str, int]] = set()
+"""(backend, kind of device, its index) whose numbers were found wrong in this process."""
+
+
+def distrust(backend: str, device: torch.device) -> None:
+    """Have ``auto`` pass over a backend of this device from now on; asked for by name it still runs."""
+    _distrusted.add(_of(backend, device))
+
+
 def choose(backend: str, device: torch.device) -> str:
-    """The backend to use for what was asked.
+    """The backend to use for what was asked; the preferred one where none is to be trusted.
 
     Raises:
         ValueError: an unknown backend, or one that this device does not have.
     """
     possible = backends_for(device)
     if backend == AUTO:
-        return possible[0]
+        trusted = (name for name in possible if _of(name, device) not in _distrusted)
+        return next(trusted, possible[0])
     if backend not in possible:
         raise ValueError(
             f"int8 backend {backend!r} on {device}; there are {(AUTO, *possible)} on it"
         )
     return backend
+
+
+def _of(backend: str, device: torch.device) -> tuple[str, str, int]:
+    return backend, device.type, device.index or 0
 
 
 def integer_product(backend: str, device: torch.device) -> IntegerProduct:

@@ -14,6 +14,7 @@ from int8.accuracy import quality
 from int8.backends import INT_MM, TRITON, backends_for, has_triton
 from int8.ops import int8_matmul, quantize_activation, quantize_weight
 from int8.scheme import DEFAULT
+from int8.timing import gpu_seconds
 
 PRO_TOKENS = 47_616
 PRO_SHAPES = {
@@ -165,14 +166,4 @@ def check(
 
 def median_seconds(run: Run, repetitions: int) -> float:
     """Median time of a run on the current CUDA device, after three that do not count."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repetitions):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
-    return statistics.median(times)
+    return statistics.median(gpu_seconds(run, repetitions, warm_up=3))

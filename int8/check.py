@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from int8 import reference
-from int8.backends import backends_for
+from int8.backends import backends_for, distrust
 from int8.ops import GELU, NORM, matmul_rows, quantize_rows
 from int8.scheme import COMMUNITY, DEFAULT, Int8Scheme
 
@@ -21,6 +23,42 @@ the largest of a group its scale by 2^-8."""
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Examination:
+    """Which of a device's backends gives right numbers.
+
+    Attributes:
+        backend: the first that does, in the order of preference; None where none does.
+        problems: a line for each one before it.
+    """
+
+    backend: str | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it is the backend this device is meant to use."""
+        return self.backend is not None and not self.problems
+
+
+@cache
+def examine(device: torch.device) -> Examination:
+    """Find the backend to use: once per process and device. ``auto`` passes over those that fail.
+
+    Raises:
+        torch.OutOfMemoryError: no room for a megabyte; the next call tries again.
+    """
+    problems: list[str] = []
+    for backend in backends_for(device):
+        problem = problem_of(backend, device)
+        if problem is None:
+            return Examination(backend, tuple(problems))
+        log.warning("%s", problem)
+        distrust(backend, device)
+        problems.append(problem)
+    return Examination(None, tuple(problems))
+
+
 def self_test(device: torch.device | str) -> str | None:
     """Compare every backend of the device with the reference, computed on the CPU.
 
@@ -31,18 +69,23 @@ def self_test(device: torch.device | str) -> str | None:
         None when all agree, else one line that names the backend and what went wrong.
     """
     device = torch.device(device)
-    for backend in backends_for(device):
-        for scheme in (DEFAULT, COMMUNITY):
-            for shape in SHAPES:
-                try:
-                    problem = _compare(backend, device, shape, scheme)
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:  # compilers and drivers fail in their own ways
-                    log.info("int8 self-test", exc_info=True)
-                    problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                if problem:
-                    return f"int8 by {backend} on {device}, M, K, N = {shape}: {problem}"
+    found = (problem_of(backend, device) for backend in backends_for(device))
+    return next((problem for problem in found if problem), None)
+
+
+def problem_of(backend: str, device: torch.device) -> str | None:
+    """What is wrong with one backend, in a line; None when it agrees with the reference."""
+    for scheme in (DEFAULT, COMMUNITY):
+        for shape in SHAPES:
+            try:
+                problem = _compare(backend, device, shape, scheme)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers and drivers fail in their own ways
+                log.info("int8 self-test", exc_info=True)
+                problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if problem:
+                return f"int8 by {backend} on {device}, M, K, N = {shape}: {problem}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,15 +67,7 @@ quantize_op = torch.library.custom_op("k1_int8::quantize", _quantize, mutates_ar
 
 
 @quantize_op.register_fake
-def _quantize_fake(
-    x: torch.Tensor,
-    group: int,
-    rotate: bool,
-    prologue: str,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_fake(x: torch.Tensor, group: int, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     groups = -(-x.shape[1] // group)
     values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     return values, torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
@@ -115,17 +108,8 @@ matmul_op = torch.library.custom_op("k1_int8::matmul", _matmul, mutates_args=())
 
 
 @matmul_op.register_fake
-def _matmul_fake(
-    xq: torch.Tensor,
-    x_scales: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    weight_scales: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor],
-    group: int,
-    rotate: bool,
-    out_dtype: torch.dtype,
-    backend: str,
-) -> list[torch.Tensor]:
+def _matmul_fake(xq: torch.Tensor, *given: Any) -> list[torch.Tensor]:
+    _, weights, _, _, _, _, out_dtype, _ = given  # after xq, as ``_matmul`` has them
     return [
         torch.empty((xq.shape[0], q.shape[0]), dtype=out_dtype, device=xq.device) for q in weights
     ]

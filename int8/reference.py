@@ -103,7 +103,10 @@ def quantize(x: torch.Tensor, scheme: Int8Scheme = DEFAULT) -> tuple[torch.Tenso
 def _quantize_rows(x: torch.Tensor, scheme: Int8Scheme) -> tuple[torch.Tensor, torch.Tensor]:
     in_features = x.shape[1]
     missing = -in_features % scheme.group
-    y = F.pad(rotate(x, scheme), (0, missing)).unflatten(1, (-1, scheme.group))
+    y = rotate(x, scheme)
+    if missing:  # padding copies even where nothing is added
+        y = F.pad(y, (0, missing))
+    y = y.unflatten(1, (-1, scheme.group))
     absmax = y.abs().amax(dim=-1)
     empty = absmax < MIN_ABSMAX
     # A tensor above the line: torch divides a number by multiplying with the reciprocal, which rounds twice.

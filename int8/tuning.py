@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from int8.configs import MatmulConfig, capability_of, configs_for, row_bucket
+from int8.timing import gpu_seconds
 
 KERNEL_VERSION = 1
 """Raised when the matmul kernel changes so that old choices mean nothing."""
@@ -149,13 +150,4 @@ def _machine(device: torch.device) -> str:
 
 def _time_on_gpu(run: Callable[[], Any]) -> float:
     """Shortest of a few runs, after one that compiles."""
-    run()
-    times = []
-    for _ in range(REPETITIONS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
-    return min(times)
+    return min(gpu_seconds(run, REPETITIONS, warm_up=1))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from kandinsky5.benches import BENCHES
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.request import CHOICES, RANGES, GenerationRequest
-from kandinsky5.resume_command import decode_options, resume_options
+from kandinsky5.resume_command import decode_options, resume_options, saving_options
 
 LORA_SUFFIX = ".safetensors"
 
@@ -56,6 +56,7 @@ REQUEST_OPTIONS = (
     Option("--prompt", "prompt", "TEXT", "what to make"),
     Option("--negative", "negative_prompt", "TEXT", "what to keep away from"),
     Option("--clip-prompt", "clip_prompt", "TEXT", "a prompt of its own for CLIP"),
+    Option("--expanded-prompt", "expanded_prompt", "TEXT", "encoded in the prompt's place"),
     Option("--image", "image", "F", "the input picture, for i2v and i2i presets"),
     Option("--seed", "seed", "N", "the same seed gives the same result; drawn when left out"),
     Option("--width", "width", "W", "pixels"),
@@ -88,6 +89,8 @@ REQUEST_OPTIONS = (
     Option("--device", "device", "D", "auto, cpu, cuda or cuda:N"),
     Option("--dtype", "dtype", _choices("dtype"), "what the transformer computes in"),
     Option("--crf", "crf", "N", "H.264 quality, 0 (lossless) to 51"),
+    Option("--vae-tiling", "vae_tiling", _choices("vae_tiling"), "how the VAE decodes a video"),
+    Option("--vae-tile", "vae_tile", "PX", "side of the VAE's tiles, in steps of 16 (by memory)"),
 )
 
 PLAN_FIELDS = (
@@ -105,6 +108,8 @@ PLAN_FIELDS = (
     "attention",
     "device",
     "dtype",
+    "vae_tiling",
+    "vae_tile",
 )
 """Fields of a request on which its memory plan depends."""
 
@@ -166,7 +171,7 @@ def request_of(arguments: argparse.Namespace) -> GenerationRequest:
     values = read_job_file(Path(arguments.request)) if arguments.request is not None else {}
     typed = {
         field: getattr(arguments, field)
-        for field in (*(option.field for option in REQUEST_OPTIONS), "expand", "loras")
+        for field in (*(option.field for option in REQUEST_OPTIONS), "expand", "loras", "preview")
         if hasattr(arguments, field)
     }
     return GenerationRequest.from_dict({**values, **typed})
@@ -235,6 +240,14 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
         help="an adapter and how strongly it acts; may be given several times",
     )
     _no_expand_option(parser)
+    parser.add_argument(
+        "--no-preview",
+        dest="preview",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="make no pictures of the unfinished video, where the job is shown in the studio",
+    )
+    saving_options(parser)
     _folder_options(parser, "outdir", "models_dir", "state_dir")
     _json_option(parser)
 

@@ -53,10 +53,8 @@ class Bench:
         function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
         try:
             return function(**given)
-        except (
-            NotImplementedError,
-            ValueError,
-        ) as error:  # how packages that know no UserError say "not here"
+        except (NotImplementedError, ValueError) as error:
+            # Packages that know no UserError say "not here" and "not so" with these.
             raise UserError("bench", name, str(error)) from error
 
 
@@ -71,6 +69,28 @@ BENCHES: dict[str, Bench] = {
             BenchOption("--mode", "t2v or i2v (t2v)", str),
             BenchOption("--keep", "keep the clips in this folder", str),
             BenchOption("--weights", "format of the transformer's weights (auto)", str),
+        ),
+    ),
+    "resume-kills": Bench(
+        "runs killed at random moments and resumed, against one that was left alone",
+        "kandinsky5.bench.resume_kills:resume_kills",
+        (
+            BenchOption("--kills", "how many (20)"),
+            BenchOption("--mode", "t2v or i2v (t2v)", str),
+            BenchOption("--cache", "none or magcache (none)", str),
+            BenchOption("--steps", "of a run (the preset's)"),
+            BenchOption("--seed", "of prompt, noise and moments (40000)"),
+        ),
+    ),
+    "demo-preview": Bench(
+        "how early the built-in model's live preview shows the colour asked for",
+        "kandinsky5.demo.preview_bench:demo_preview",
+        (
+            BenchOption("--runs", "how many (60)"),
+            BenchOption("--mode", "t2v or i2v (t2v)", str),
+            BenchOption("--seed", "of the questions (20000)"),
+            BenchOption("--steps", "of a run (the preset's)"),
+            BenchOption("--shift", "of the schedule (the preset's)", float),
         ),
     ),
     "magcache-ratios": Bench(
@@ -162,6 +182,23 @@ BENCHES: dict[str, Bench] = {
     "plan-peaks": Bench(
         "device memory that plans predict against what is allocated, counted without a device",
         "kandinsky5.bench.plan_peaks:plan_peaks",
+        (BenchOption("--case", "one of its jobs (all)", str),),
+    ),
+    "whole-run": Bench(
+        "a whole job with random weights in the true shapes, under a memory cap; needs a GPU, or the demo",
+        "kandinsky5.bench.whole_run:whole_run",
+        (
+            BenchOption("--preset", "as for generate (pro-t2v-5s-sd)", str),
+            BenchOption("--weights", "of the transformer: int8 or bf16 (int8)", str),
+            BenchOption("--vram", "GB the job may take (all)", float),
+            BenchOption("--ram", "GB of main memory it may take (what is free)", float),
+            BenchOption("--seconds", "of video (the preset's)", float),
+            BenchOption("--steps", "of the schedule (the preset's)"),
+            BenchOption("--cache", "none or magcache (none)", str),
+            BenchOption("--text", "random text encoders, or given embeddings (random)", str),
+            BenchOption("--compare", "resident: again without a cap", str),
+            BenchOption("--folder", "where there is room for the files", str),
+        ),
     ),
     "int8-demo": Bench(
         "what int8 weights cost in quality: adherence, latents, a block in Pro's shapes",

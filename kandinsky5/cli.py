@@ -129,7 +129,7 @@ def _generate(arguments: argparse.Namespace) -> Reply:
     request = _with_output(request_of(arguments), arguments.outdir)
     with (
         _stop_by_signal() as stop,
-        kept_states(arguments.state_dir, _tell) as states,
+        kept_states(arguments, _tell) as states,
         contextlib.closing(ProgressLine(sys.stderr)) as progress,
     ):
         result = kandinsky5.generate(

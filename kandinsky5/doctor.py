@@ -18,7 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from kandinsky5.checks import MISSING, OK, WARNING, Check
 from kandinsky5.errors import CheckpointError
+from kandinsky5.fast_paths import fast_paths, torch_itself, triton_itself
 from kandinsky5.machine import (
     Card,
     GpuFacts,
@@ -30,7 +32,6 @@ from kandinsky5.machine import (
 )
 from kandinsky5.presets import PRESETS, Preset
 
-OK, WARNING, MISSING = "ok", "warning", "missing"
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 TESTED_TORCH = ((2, 10), (2, 13))
 TESTED_PYTHON = ((3, 10), (3, 12))
@@ -41,23 +42,6 @@ BF16_CAPABILITY = (8, 0)
 DEMO_RAM_BYTES = 3 * 10**9
 DISK_BYTES = 10**9
 REPORT_COLUMNS = 110
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        name: what was looked at.
-        status: ``ok``, ``warning`` (works less well) or ``missing``.
-        found: what is there, or why it is not.
-        advice: what to do; empty when nothing need be done.
-    """
-
-    name: str
-    status: str
-    found: str
-    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,10 +110,10 @@ def diagnose(*, out_dir: Path, state_dir: Path, models_dirs: Sequence[Path] = ()
     if isinstance(torch, ModuleType):
         facts = gpu_facts(torch)
         cards = facts.cards
-        checks += [_torch(torch), *judge_gpu(facts), *_engines(torch)]
+        checks += [torch_itself(torch), *judge_gpu(facts), *fast_paths(torch)]
     else:
         checks.append(Check("torch", MISSING, torch, "install the packages of requirements.txt"))
-    checks += [_triton(), _ffmpeg(), judge_memory(*memory_bytes())]
+    checks += [triton_itself(), _ffmpeg(), judge_memory(*memory_bytes())]
     checks += [_disk("output folder", out_dir), _disk("state folder", state_dir)]
     return Report((*checks, *_models(models_dirs)), cards)
 
@@ -223,59 +207,6 @@ def _python() -> Check:
     if _is_between(platform.python_version(), *TESTED_PYTHON):
         return Check("python", OK, found)
     return Check("python", WARNING, found, "K1 is tested with Python 3.10 to 3.12")
-
-
-def _torch(torch: ModuleType) -> Check:
-    """torch itself, with a self-test of its attention against the plain formula."""
-    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
-    fast = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    plain = torch.softmax(query @ key.transpose(-1, -2) / 8**0.5, dim=-1) @ value
-    error = float((fast - plain).abs().max())
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    found = f"{torch.__version__}, {build}, {torch.get_num_threads()} threads; attention sdpa"
-    if error > 1e-4:
-        return Check("torch", MISSING, f"{found} is wrong by {error:.1e}", "install torch again")
-    return Check("torch", OK, f"{found} right to {error:.0e}")
-
-
-def _engines(torch: ModuleType) -> Iterable[Check]:
-    """Attention engines beside torch's own, each with its self-test."""
-    from kandinsky5.model.engines import KINDS, examine, nabla_problem
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for kind in KINDS.values():
-        found = examine(kind.name, device)
-        yield judge_engine(kind.name, found.version, found.problem, found.installed, found.error)
-    problem = nabla_problem(device, dtype, 128)
-    if problem is None:
-        how = "compiled for the GPU" if device.type == "cuda" else "in plain torch, slow"
-        yield Check("attention nabla", OK, f"{how}, right by its self-test")
-    else:
-        advice = "presets with sparse attention run with full attention, slower; it needs triton"
-        yield Check("attention nabla", WARNING, problem, advice)
-
-
-def judge_engine(
-    name: str, version: str | None, problem: str | None, installed: bool, error: float | None
-) -> Check:
-    """An engine that passed, is absent, or is there and cannot be used."""
-    title = f"attention {name}"
-    if problem is None:
-        return Check(title, OK, f"{version or 'installed'}, right to {error or 0.0:.0e}")
-    if not installed:
-        return Check(title, MISSING, problem, "not needed: sdpa is used instead")
-    return Check(
-        title, WARNING, f"{version or 'installed'}: {problem}", "not used: sdpa is instead"
-    )
-
-
-def _triton() -> Check:
-    triton = imported("triton")
-    if isinstance(triton, ModuleType):
-        return Check("triton", OK, str(getattr(triton, "__version__", "can be imported")))
-    advice = "not needed for the demo; on a GPU the fast kernels want it: pip install triton"
-    return Check("triton", MISSING, triton, advice)
 
 
 def _ffmpeg() -> Check:

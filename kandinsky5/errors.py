@@ -51,9 +51,18 @@ class CheckpointError(K1Error):
 
 
 class OutOfMemory(K1Error):
-    """Device or main memory ran out."""
+    """Device or main memory ran out.
+
+    Args:
+        message: where, and what to do.
+        in_pieces: whether a new process could use what this one has left: it lies in gaps too small here.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, in_pieces: bool = False) -> None:
+        super().__init__(message)
+        self.in_pieces = in_pieces
 
 
 class NotFinite(K1Error):

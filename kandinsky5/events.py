@@ -5,7 +5,8 @@ Only the standard library is needed here. An event sink is any callable that tak
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 STAGES = ("load", "expand", "encode text", "encode image", "prepare", "denoise", "decode")
@@ -21,6 +22,26 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class StageDone:
+    """The job left a stage; a stage that is come to again is told with all it has taken.
+
+    Attributes:
+        seconds: of wall time.
+        vram_bytes, rss_bytes: most device and main memory in use.
+        h2d_bytes, d2h_bytes: copied to the device and from it.
+        stall_s: how long computing waited for weights.
+    """
+
+    stage: str
+    seconds: float
+    vram_bytes: int = 0
+    rss_bytes: int = 0
+    h2d_bytes: int = 0
+    d2h_bytes: int = 0
+    stall_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One step of the schedule is done.
 
@@ -29,6 +50,8 @@ class StepDone:
         seconds_per_step: mean over this run.
         eta_s: seconds until the last step is done.
         h2d_bytes: of weights copied to the device in this step.
+        d2h_bytes: of results copied back in this step; weights never are.
+        peak_vram_bytes: most device memory in use since the loop began.
         stall_s: how long computing waited for weights in this step.
         evaluations_run, evaluations_skipped: in this step, by the step cache.
     """
@@ -38,6 +61,8 @@ class StepDone:
     seconds_per_step: float
     eta_s: float
     h2d_bytes: int = 0
+    d2h_bytes: int = 0
+    peak_vram_bytes: int = 0
     stall_s: float = 0.0
     evaluations_run: int = 0
     evaluations_skipped: int = 0
@@ -81,6 +106,17 @@ class StateSaved:
 
 
 @dataclass(frozen=True)
+class ReadingFile:
+    """A file of the user's is being read: if the process dies now, that file is the likely cause.
+
+    Attributes:
+        path: file or folder; None once it is read.
+    """
+
+    path: str | None
+
+
+@dataclass(frozen=True)
 class PromptExpanded:
     """The prompt as the text encoder rewrites it.
 
@@ -94,8 +130,27 @@ class PromptExpanded:
     done: bool = False
 
 
-PipelineEvent = StageStarted | StepDone | Notice | PreviewReady | StateSaved | PromptExpanded
+PipelineEvent = (
+    StageStarted
+    | StageDone
+    | StepDone
+    | Notice
+    | PreviewReady
+    | StateSaved
+    | ReadingFile
+    | PromptExpanded
+)
 EventSink = Callable[[PipelineEvent], None]
+
+
+@contextmanager
+def reading(emit: EventSink, path: object) -> Iterator[None]:
+    """Say which file is read while the block runs; after a crash in it that is the last word."""
+    emit(ReadingFile(str(path)))
+    try:
+        yield
+    finally:
+        emit(ReadingFile(None))
 
 
 def ignore(event: PipelineEvent) -> None:

@@ -8,6 +8,7 @@ weights, in tests/test_family.py. Only the standard library is needed; GB is 10â
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ SCALE_BYTES = 4
 INT8_GROUP = 1024
 """Input channels that share a scale in this project's int8 (``int8.scheme``)."""
 NF4_GROUP = 64
-"""Weights that share a scale in bitsandbytes' NF4; their scales are 8-bit and have scales of their own."""
+"""Weights that share a scale in bitsandbytes' NF4 (``kandinsky5.model.text_nf4``)."""
 
 
 def linear_bytes(out_features: int, in_features: int, weights: str, *, bias: bool = True) -> int:
@@ -40,7 +41,7 @@ def linear_bytes(out_features: int, in_features: int, weights: str, *, bias: boo
     elif weights == "fp8":
         total += SCALE_BYTES * out_features
     elif weights == "nf4":
-        total += math.ceil(count / NF4_GROUP)
+        total += SCALE_BYTES * math.ceil(count / NF4_GROUP)
     return total + (out_features * plain_bytes(weights) if bias else 0)
 
 
@@ -201,7 +202,17 @@ class TextEncoderShape:
 
     @property
     def layer_parameters(self) -> int:
-        return sum(rows * columns for rows, columns, _ in self._linears()) + self._layer_plain()
+        return self.linear_parameters + self._layer_plain()
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of a layer's matrices: what NF4 quantises."""
+        return sum(rows * columns for rows, columns, _ in self._linears())
+
+    @property
+    def largest_linear(self) -> int:
+        """Weights of the largest of them."""
+        return max(rows * columns for rows, columns, _ in self._linears())
 
     @property
     def embedding_parameters(self) -> int:
@@ -216,27 +227,46 @@ class TextEncoderShape:
     def head_parameters(self) -> int:
         return 0 if self.tied else self.embedding_parameters
 
-    def layer_bytes(self, weights: str) -> int:
-        """One layer in ``bf16``, ``fp32`` or ``nf4``."""
+    @classmethod
+    def of_dimensions(cls, values: Mapping[str, Any]) -> TextEncoderShape:
+        """From a file's dimensions: these fields without the name, as a mapping.
+
+        A row keeps its name; anything else is ``custom``.
+        """
+        shape = cls(name="custom", **values)
+        rows = (QWEN_7B, DEMO_ENCODER)
+        return next(
+            (row for row in rows if dataclasses.replace(shape, name=row.name) == row), shape
+        )
+
+    def layer_bytes(self, weights: str, number_bytes: int | None = None) -> int:
+        """One layer.
+
+        Args:
+            weights: ``bf16``, ``fp32`` or ``nf4``.
+            number_bytes: of a number that is never quantised; None takes :func:`plain_bytes`.
+        """
         linears = sum(
             linear_bytes(rows, columns, weights, bias=False) for rows, columns, _ in self._linears()
         )
-        return linears + self._layer_plain() * plain_bytes(weights)
+        return linears + self._layer_plain() * (number_bytes or plain_bytes(weights))
 
-    def vision_bytes(self, weights: str) -> int:
+    def vision_bytes(self, weights: str, number_bytes: int | None = None) -> int:
         """The vision tower; never quantised."""
-        return self.vision_parameters * plain_bytes(weights)
+        return self.vision_parameters * (number_bytes or plain_bytes(weights))
 
-    def table_bytes(self, weights: str) -> int:
+    def table_bytes(self, weights: str, number_bytes: int | None = None) -> int:
         """The token table, or the output layer, which is as large; never quantised."""
-        return self.embedding_parameters * plain_bytes(weights)
+        return self.embedding_parameters * (number_bytes or plain_bytes(weights))
 
-    def total_bytes(self, weights: str, *, generating: bool, pictures: bool) -> int:
+    def total_bytes(
+        self, weights: str, number_bytes: int | None = None, *, generating: bool, pictures: bool
+    ) -> int:
         """All that is loaded for a task: the output layer for generating, the tower for pictures."""
-        plain = plain_bytes(weights)
-        total = self.table_bytes(weights) + self.layers * self.layer_bytes(weights)
+        plain = number_bytes or plain_bytes(weights)
+        total = self.table_bytes(weights, plain) + self.layers * self.layer_bytes(weights, plain)
         total += self.hidden * plain + (self.head_parameters * plain if generating else 0)
-        return total + (self.vision_bytes(weights) if pictures else 0)
+        return total + (self.vision_bytes(weights, plain) if pictures else 0)
 
     def _linears(self) -> tuple[tuple[int, int, bool], ...]:
         """(rows, columns, whether there is a bias) of a layer's matrices."""

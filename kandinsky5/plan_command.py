@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kandinsky5.errors import CheckpointError
 from kandinsky5.memory.budget import GB, in_gb
 from kandinsky5.memory.demand import PlanRequest
-from kandinsky5.memory.free import budget_for
+from kandinsky5.memory.free import budget_for, text_formats
 from kandinsky5.memory.plan import MemoryPlan, make_plan
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
@@ -44,7 +44,7 @@ def plan_of(typed: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         file_weights=file_weights,
         dtype="fp32" if request.dtype == "fp32" or budget.on_cpu else "bf16",
     )
-    plan = make_plan(job, budget)
+    plan = make_plan(dataclasses.replace(job, text_formats=text_formats()), budget)
     plan = dataclasses.replace(plan, notices=(*notices, *about, *plan.notices))
     return plan.to_dict(), as_text(plan)
 

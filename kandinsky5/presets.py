@@ -96,7 +96,8 @@ class Preset:
     def diffusers_repository(self) -> str:
         """The repository that holds the same weights in diffusers' layout."""
         if self.model == "image":
-            return f"{self.repository}-sft-Diffusers"
+            stage = "" if self.repository.endswith("-pretrain") else "-sft"
+            return f"{self.repository}{stage}-Diffusers"
         return f"{self.repository}-Diffusers" if self.repository else ""
 
 
@@ -159,7 +160,7 @@ def _rows() -> list[Preset]:
         repository="",
         steps=24,
         guidance=1.5,
-        shift=14.0,
+        shift=7.0,
         sizes_px=((64, 64),),
         multiple_px=64,
         area_px=64 * 64,

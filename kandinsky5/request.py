@@ -86,11 +86,17 @@ class GenerationRequest:
         vram, ram: memory budgets in GB.
         loras: adapters with their strengths.
         expand: let the text encoder rewrite the prompt first.
+        expanded_prompt: a prompt that is rewritten already: encoded in the place of ``prompt``; nothing is
+            expanded then.
         init_latents: file with the starting noise instead of the seed's.
         save_latents: file for the final latents.
         out: file for the result.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         crf: quality of H.264, 0 (lossless) … 51.
+        vae_tiling: how the VAE decodes a video, one of :data:`CHOICES`: frame by frame (``rolling``), all
+            frames at once (``whole``: exact, much memory) or in the published tiles of 17 frames.
+        vae_tile: side of its tiles in pixels, 64 … 2048 in steps of 16; sides no longer are not cut.
+        preview: show the unfinished video while it is painted, where somebody looks.
 
     Raises:
         UserError: naming the first field that cannot be used and what is allowed.
@@ -126,12 +132,16 @@ class GenerationRequest:
     cache_retention: float = 0.2
     loras: tuple[LoraChoice, ...] = field(default=())
     expand: bool = True
+    expanded_prompt: str | None = None
     init_latents: str | None = None
     save_latents: str | None = None
     out: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     crf: int = 16
+    vae_tiling: str = "auto"
+    vae_tile: int | None = None
+    preview: bool = True
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -316,7 +326,8 @@ class GenerationResult:
         seconds: wall time of each stage, plus "total".
         peak_vram_bytes, peak_rss_bytes: most device and main memory in use.
         h2d_bytes, d2h_bytes: copied to and from the device in the denoise stage.
-        stage_peaks, notices: stage → {vram_bytes, rss_bytes}; what the user should know.
+        stage_peaks: stage → {vram_bytes, rss_bytes, h2d_bytes, d2h_bytes, stall_s}.
+        notices: what the user should know.
         expanded_prompt: the prompt as the text encoder rewrote it; None where it did not.
     """
 
@@ -333,7 +344,7 @@ class GenerationResult:
     peak_rss_bytes: int
     h2d_bytes: int = 0
     d2h_bytes: int = 0
-    stage_peaks: dict[str, dict[str, int]] = field(default_factory=dict)
+    stage_peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     expanded_prompt: str | None = None
 

@@ -19,6 +19,8 @@ from kandinsky5.presets import (
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_PROMPT_CHARACTERS = 100_000
+VAE_TILE_STEP_PX = 16
+"""Of a tile's side: a token's, so that half of it is still a multiple of a latent cell."""
 LATENT_FRAMES_PER_SECOND = FRAMES_PER_SECOND // TEMPORAL_COMPRESSION
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("auto", "sdpa", "flash2", "flash3", "sage", "nabla"),
     "cache": ("none", "magcache"),
     "dtype": ("auto", "bf16", "fp32"),
+    "vae_tiling": ("auto", "rolling", "whole", "published"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
@@ -47,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vram": (0.5, 1024.0),
     "ram": (0.5, 4096.0),
     "crf": (0, 51),
+    "vae_tile": (64, MAX_SIDE_PX),
 }
 
 
@@ -76,6 +80,8 @@ def checked(name: str, value: Any, kinds: Collection[type]) -> Any:
         UserError: naming the field and what is allowed.
     """
     value = _typed(name, value, kinds)
+    if name == "expanded_prompt" and not (value or "").strip():
+        return None
     if name == "preset" and value not in PRESETS:
         raise UserError(name, value, f"one of {', '.join(PRESETS)}")
     if name in CHOICES and value not in CHOICES[name]:
@@ -84,9 +90,11 @@ def checked(name: str, value: Any, kinds: Collection[type]) -> Any:
         low, high = RANGES[name]
         if not low <= value <= high:
             raise UserError(name, value, _range_text(name))
+    if name == "vae_tile" and value is not None and value % VAE_TILE_STEP_PX:
+        raise UserError(name, value, f"a multiple of {VAE_TILE_STEP_PX} px")
     if name == "prompt" and not value.strip():
         raise UserError(name, value, "describe what should be made")
-    if name in ("prompt", "negative_prompt", "clip_prompt"):
+    if name in ("prompt", "negative_prompt", "clip_prompt", "expanded_prompt"):
         if "\0" in (value or ""):
             raise UserError(name, value, "text without NUL characters")
         if len(value or "") > MAX_PROMPT_CHARACTERS:

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared between the test processes
 
 # What K1 keeps of prompts between runs must not come from, nor go to, the cache of who runs the tests.
 _CACHE = tempfile.mkdtemp(prefix="k1-test-cache-")

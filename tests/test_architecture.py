@@ -28,7 +28,13 @@ LEAVES = {
     "kandinsky5.templates",
 }
 VERSION = "kandinsky5.__version__"
-SPOKEN = {*LEAVES, "kandinsky5.request", "kandinsky5.circumstances", VERSION}
+SPOKEN = {
+    *LEAVES,
+    "kandinsky5.request",
+    "kandinsky5.picture_sizes",
+    "kandinsky5.circumstances",
+    VERSION,
+}
 """What every part of the program may speak."""
 
 ARROWS: dict[str, set[str]] = {
@@ -53,6 +59,11 @@ ARROWS: dict[str, set[str]] = {
         "kandinsky5.request_values",
     },
     "kandinsky5.request_values": {"kandinsky5.errors", "kandinsky5.presets"},
+    "kandinsky5.picture_sizes": {
+        "kandinsky5.errors",
+        "kandinsky5.presets",
+        "kandinsky5.request",
+    },
     "kandinsky5.progress": {"kandinsky5.events"},
     "kandinsky5.benches": {"kandinsky5.errors"},
     "kandinsky5.circumstances": set(),
@@ -62,11 +73,21 @@ ARROWS: dict[str, set[str]] = {
         "kandinsky5.benches",
         "kandinsky5.resume_command",
     },
-    "kandinsky5.doctor": {
-        "kandinsky5.errors",
-        "kandinsky5.presets",
+    "kandinsky5.checks": set(),
+    "kandinsky5.fast_paths": {
+        "kandinsky5.checks",
         "kandinsky5.machine",
         "kandinsky5.model.engines",
+        "kandinsky5.model.fast_weights",
+        "kandinsky5.model.text_nf4",
+        "torch",
+    },
+    "kandinsky5.doctor": {
+        "kandinsky5.checks",
+        "kandinsky5.errors",
+        "kandinsky5.fast_paths",
+        "kandinsky5.presets",
+        "kandinsky5.machine",
         "kandinsky5.model.files",
     },
     "kandinsky5.cli": {"kandinsky5"},
@@ -78,11 +99,13 @@ ARROWS: dict[str, set[str]] = {
         "kandinsky5.pipeline",
         "kandinsky5.worker.client",
     },
+    "kandinsky5.hub": {"kandinsky5.errors", "kandinsky5.model.files", "huggingface_hub"},
     "kandinsky5.download": {
         "kandinsky5.errors",
+        "kandinsky5.hub",
         "kandinsky5.presets",
         "kandinsky5.model.files",
-        "huggingface_hub",
+        "kandinsky5.model.parts",
     },
     "kandinsky5.plan_command": {
         *SPOKEN,
@@ -139,6 +162,12 @@ ARROWS: dict[str, set[str]] = {
         "safetensors",
         "huggingface_hub",
         "accelerate",
+    },
+    "kandinsky5.model.text_nf4": {
+        "kandinsky5.model",
+        "torch",
+        "transformers",
+        "bitsandbytes",
     },
     "kandinsky5.model.nabla_bench": {
         "kandinsky5.circumstances",
@@ -221,6 +250,7 @@ ARROWS: dict[str, set[str]] = {
         "kandinsky5.memory.free",
         "kandinsky5.memory.plan",
     },
+    "kandinsky5.ui.video_info": {*SPOKEN, "kandinsky5.ui", "kandinsky5.output.metadata", "gradio"},
     "kandinsky5.ui.plan_views": {
         "kandinsky5.ui",
         "kandinsky5.memory.plan",

@@ -102,6 +102,7 @@ def test_every_option_reaches_its_field() -> None:
         "steps": 12,
         "guidance": 3.5,
         "shift": 4.0,
+        "expanded_prompt": "a red circle rolls",
         "guidance_start": 0.1,
         "guidance_end": 0.9,
         "dit": "dit.safetensors",
@@ -118,6 +119,8 @@ def test_every_option_reaches_its_field() -> None:
         "cache": "magcache",
         "cache_threshold": 0.2,
         "cache_retention": 0.3,
+        "vae_tiling": "published",
+        "vae_tile": 256,
         "init_latents": "noise.safetensors",
         "save_latents": "end.safetensors",
         "out": "o.mp4",
@@ -135,7 +138,7 @@ def test_every_option_reaches_its_field() -> None:
 
 def test_every_field_of_the_request_has_an_option() -> None:
     fields = set(GenerationRequest.__dataclass_fields__)
-    assert {option.field for option in REQUEST_OPTIONS} == fields - {"loras", "expand"}
+    assert {option.field for option in REQUEST_OPTIONS} == fields - {"loras", "expand", "preview"}
 
 
 def test_nothing_typed_means_the_defaults() -> None:

@@ -14,13 +14,14 @@ from kandinsky5.doctor import (
     Check,
     Report,
     diagnose,
-    judge_engine,
     judge_gpu,
     judge_memory,
     judge_packages,
     pinned_versions,
 )
+from kandinsky5.fast_paths import judge_engine, judge_nf4, judge_weights
 from kandinsky5.machine import Card, GpuFacts, imported, memory_bytes, output_of
+from kandinsky5.model.fast_weights import WeightsPath
 
 CARD = Card("NVIDIA H200", (9, 0), 140 * 10**9, 139 * 10**9)
 
@@ -135,6 +136,32 @@ def test_an_engine_is_named_with_its_self_test() -> None:
     assert "wrong by 0.4" in failed.found and "not used" in failed.advice
 
 
+def test_weights_are_named_with_what_computes_them() -> None:
+    fast = judge_weights("int8", "cuda", WeightsPath("triton"))
+    assert (fast.name, fast.status) == ("weights int8", OK)
+    assert fast.found == "by triton on the GPU, right by its self-test" and not fast.advice
+    second = judge_weights("int8", "cuda", WeightsPath("int_mm", "int8 by triton: off"))
+    assert (second.status, second.found) == (WARNING, "int8 by triton: off")
+    assert "auto chooses another format" in second.advice and "int_mm" in second.advice
+    nothing = judge_weights("int8", "cuda", WeightsPath(None, "int8 by torch: off"))
+    assert nothing.status == WARNING and "--weights bf16" in nothing.advice
+
+
+def test_a_path_that_a_device_lacks_is_a_warning_on_a_card_alone() -> None:
+    for kind, status in (("cuda", WARNING), ("cpu", OK)):
+        found = judge_weights("fp8", kind, WeightsPath("dequantised", lacking="no float8 product"))
+        assert found.status == status
+        assert found.found == "by dequantising them block by block: no float8 product"
+
+
+def test_nf4_is_named_with_its_self_test() -> None:
+    assert judge_nf4("0.50.2", None).status == OK
+    absent = judge_nf4(None, "bitsandbytes is not installed")
+    assert absent.status == MISSING and "not needed" in absent.advice
+    wrong = judge_nf4("0.50.2", "bitsandbytes gives wrong numbers on cuda")
+    assert wrong.status == WARNING and "0.50.2: bitsandbytes gives" in wrong.found
+
+
 def test_a_command_that_fails_or_is_absent_gives_nothing() -> None:
     assert output_of(("false",)) is None
     assert output_of(("k1-no-such-program",)) is None
@@ -147,6 +174,8 @@ def test_this_machine_is_diagnosed(tmp_path: Path) -> None:
     assert by_name["torch"].status == by_name["ffmpeg"].status == OK
     assert by_name["attention nabla"].status == OK
     assert {f"attention {name}" for name in ("flash2", "flash3", "sage")} <= set(by_name)
+    assert {f"weights {name}" for name in ("int8", "fp8", "nf4")} <= set(by_name)
+    assert by_name["weights int8"].status == OK and "self-test" in by_name["weights int8"].found
     assert not (tmp_path / "not").exists()
     assert {check.status for check in report.checks} <= {OK, WARNING, MISSING}
     assert all(check.advice for check in report.checks if check.status == MISSING)

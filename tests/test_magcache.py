@@ -60,6 +60,13 @@ def test_fifty_guided_steps_skip_as_many_evaluations_as_published(preset) -> Non
     assert count(preset, 50, 2) == expected
 
 
+@pytest.mark.parametrize("preset", ["demo-t2v", "demo-i2v"])
+def test_the_demo_needs_fewer_evaluations_by_more_than_1_6(preset) -> None:
+    """What it costs in adherence is measured by ``k1.py bench magcache-demo``."""
+    steps = PRESETS[preset].steps
+    assert 2 * steps / (2 * steps - count(preset, steps, 2)) >= 1.6
+
+
 @pytest.mark.parametrize("preset", ["lite-t2v-5s-nocfg", "lite-t2v-10s-nocfg"])
 def test_models_without_guidance_skip_half(preset) -> None:
     assert count(preset, 50, 1) == 26

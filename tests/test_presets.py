@@ -87,6 +87,15 @@ def test_the_demo_comes_first_and_needs_no_files_from_outside() -> None:
     assert not any(preset.weights_file or preset.repository for preset in demos)
 
 
+def test_each_published_model_has_a_repository_in_diffusers_layout() -> None:
+    """Names as the hub has them; of the image models the tuned one has ``sft`` in this layout alone."""
+    names = {name: preset.diffusers_repository for name, preset in PRESETS.items()}
+    assert names["lite-t2v-5s-sft"].endswith("/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers")
+    assert names["pro-i2v-5s-hd"].endswith("/Kandinsky-5.0-I2V-Pro-sft-5s-Diffusers")
+    assert names["image-t2i"].endswith("/Kandinsky-5.0-T2I-Lite-sft-Diffusers")
+    assert names["image-i2i-pretrain"].endswith("/Kandinsky-5.0-I2I-Lite-pretrain-Diffusers")
+
+
 def test_everything_else_says_where_its_weights_are_published() -> None:
     for preset in PRESETS.values():
         if not preset.is_builtin:

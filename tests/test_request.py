@@ -27,6 +27,7 @@ from kandinsky5.request import (
     nabla_of,
     settle,
 )
+from kandinsky5.request_values import VAE_TILE_STEP_PX
 
 HINTS = typing.get_type_hints(GenerationRequest)
 INTEGERS = {name for name in RANGES if HINTS[name] in (int, int | None)}
@@ -42,7 +43,8 @@ def refused(**values: Any) -> UserError:
 def numbers(name: str) -> st.SearchStrategy[float | int]:
     low, high = RANGES[name]
     if name in INTEGERS:
-        return st.integers(math.ceil(low), int(high))
+        step = VAE_TILE_STEP_PX if name == "vae_tile" else 1
+        return st.integers(math.ceil(low / step), int(high) // step).map(lambda n: n * step)
     return st.floats(low, high, allow_nan=False)
 
 

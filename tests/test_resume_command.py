@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -41,8 +42,8 @@ def calls(monkeypatch) -> list[SimpleNamespace]:
         def __init__(self, *, models_dirs) -> None:
             self.models_dirs = models_dirs
 
-        def resume(self, path, *, out, emit, should_stop, states):
-            asked.append(SimpleNamespace(name="resume", path=path, out=out, states=states))
+        def resume(self, path, *, out, emit, should_stop, states, **where):
+            asked.append(SimpleNamespace(name="resume", path=path, out=out, states=states, **where))
             assert states.save_on_stop
             states.save(a_state())
             if should_stop():
@@ -96,6 +97,45 @@ def test_a_run_that_is_stopped_again_says_how_to_go_on(tmp_path, calls):
         resumed(typed(tmp_path, str(path)), told, stop=True)
     newest = calls[0].states.newest()
     assert told[-1].endswith(f"k1.py resume {newest}") and newest.exists()
+
+
+def test_only_a_state_of_one_s_own_says_where_latents_are_kept(tmp_path, calls):
+    request = dataclasses.replace(settled(), save_latents="/home/somebody/.bashrc")
+    state = dataclasses.replace(a_state(), request=request)
+    given = save_run_state(tmp_path / "given.safetensors", state)
+    own = save_run_state(tmp_path / "state" / "states" / "run-1" / "step-00002.safetensors", state)
+    link = tmp_path / "state" / "states" / "link.safetensors"
+    link.symlink_to(given)
+    told: list[str] = []
+    for path in (given, link, own):
+        resumed(typed(tmp_path, str(path)), told)
+    assert [call.keep_paths for call in calls] == [False, False, True]
+    assert [call.save_latents for call in calls] == [None] * 3
+    assert sum("--save-latents" in line for line in told) == 2
+    resumed(typed(tmp_path, str(given), "--save-latents", str(tmp_path / "l")), told)
+    assert calls[-1].save_latents == tmp_path / "l"
+
+
+def test_a_state_of_one_s_own_goes_once_its_run_is_done(tmp_path, calls):
+    folder = tmp_path / "state" / "states" / "run-1"
+    path = save_run_state(folder / "step-00002.safetensors", a_state())
+    with pytest.raises(Stopped):
+        resumed(typed(tmp_path, str(path)), [], stop=True)
+    assert path.exists()
+    resumed(typed(tmp_path, str(path)), [])
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("words", [("--save-every-minutes", "0"), ("--save-every-steps", "1.5")])
+def test_a_pace_of_saving_that_means_nothing_is_refused(tmp_path, words):
+    with pytest.raises(UserError, match="above 0"):
+        typed(tmp_path, "run.safetensors", *words)
+
+
+def test_a_run_is_saved_as_often_as_was_asked(tmp_path, calls):
+    path = save_run_state(tmp_path / "run.safetensors", a_state())
+    resumed(typed(tmp_path, str(path), "--save-every-steps", "3"), [])
+    assert [calls[0].states.is_due(step) for step in (4, 5)] == [False, True]  # after step 2
 
 
 def test_a_file_that_is_no_state_is_refused_before_anything_is_loaded(tmp_path, calls):

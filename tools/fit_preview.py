@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -70,13 +71,17 @@ def clips_of(scenes: int, fields: int, *, size_px: int, seed: int) -> Iterator[t
     """Clips, float32 [1, 3, FRAMES, size_px, size_px] in [−1, 1]."""
     rng = random.Random(seed)
     for _ in range(scenes):
-        frames = render(random_scene(rng), FRAMES, size_px)
-        yield (torch.from_numpy(frames).float() / 127.5 - 1.0).permute(3, 0, 1, 2)[None]
+        yield as_clip(render(random_scene(rng), FRAMES, size_px))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(fields):
         grid = torch.randn(1, 3, 3, 4, 4, generator=generator)
         smooth = F.interpolate(grid, (FRAMES, size_px, size_px), mode="trilinear")
         yield (1.2 * smooth).tanh()
+
+
+def as_clip(frames: np.ndarray) -> torch.Tensor:
+    """uint8 [T, H, W, 3] → float32 [1, 3, T, H, W] in [−1, 1]."""
+    return (torch.from_numpy(frames).float() / 127.5 - 1.0).permute(3, 0, 1, 2)[None]
 
 
 @torch.inference_mode()

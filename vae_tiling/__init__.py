@@ -10,17 +10,19 @@ from vae_tiling.plan import (
     Compression,
     DecoderDims,
     TilePlan,
+    at_once_plan,
     decode_peak_bytes,
     encode_peak_bytes,
     plan_for_budget,
     plan_tiles,
     smaller_plan,
 )
+from vae_tiling.published_tiles import PublishedTiles
+from vae_tiling.tiles import published_plan
 
 if TYPE_CHECKING:
     from vae_tiling.decode import Places, RollingDecoder, TileDecoder, tiled_decode, to_uint8
     from vae_tiling.encode import tiled_encode
-    from vae_tiling.published import PublishedTiles
 
 __all__ = [
     "Compression",
@@ -30,10 +32,12 @@ __all__ = [
     "RollingDecoder",
     "TileDecoder",
     "TilePlan",
+    "at_once_plan",
     "decode_peak_bytes",
     "encode_peak_bytes",
     "plan_for_budget",
     "plan_tiles",
+    "published_plan",
     "smaller_plan",
     "tiled_decode",
     "tiled_encode",
@@ -42,7 +46,6 @@ __all__ = [
 
 _MODULES = {
     "Places": "decode",
-    "PublishedTiles": "published",
     "RollingDecoder": "decode",
     "TileDecoder": "decode",
     "tiled_decode": "decode",

@@ -7,14 +7,16 @@ With one tile nothing waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from vae_tiling.published import PublishedTiles, published_decode
-from vae_tiling.tiles import Span, TilePlan, blend_ramp
+from vae_tiling.published import published_decode
+from vae_tiling.published_tiles import PublishedTiles
+from vae_tiling.statistics import Samples, taken
+from vae_tiling.tiles import Span, TilePlan, blend_ramp, published_plan
 
 TileFunction = Callable[[torch.Tensor], torch.Tensor]
 """A latent tile [1, C, t, h, w] → its pixels [1, 3, 4t−3, 8h, 8w] in [−1, 1]."""
@@ -34,12 +36,8 @@ class RollingDecoder(Protocol):
     def narrow(self, latents: torch.Tensor) -> torch.Tensor:
         """What needs all frames at once: [1, C, t, h, w] → features [1, D, t, h, w]."""
 
-    def calibrate(self, stills: torch.Tensor, moving: Sequence[torch.Tensor]) -> None:
-        """Fix what depends on the whole video, from samples of the features.
-
-        ``stills`` [n, D, h, w] are whole single frames, n ≥ 1; ``moving`` holds pieces [D, 2, h', w'] of
-        two consecutive ones, of about the same size, and may be empty.
-        """
+    def calibrate(self, samples: Samples) -> None:
+        """Fix what depends on the whole video, from samples of its features."""
 
     def start(self) -> TileDecoder:
         """A tile, before its first frame."""
@@ -91,38 +89,64 @@ def tiled_decode(
         convert: pixels of a piece [1, 3, n, H, W] → [n, H, W, 3].
         places: moves features and finished frames off the device, if it should be kept free of them.
         before_piece: called with (pieces done, pieces in all) before each piece; what it raises stops the
-            decode. A piece is one latent frame of one tile.
+            decode. A piece is one latent frame of one tile, or all that is decoded together of it.
 
     Yields:
         uint8 [n, H, W, 3] (what ``convert`` gives), parked. All of them together have exactly the plan's
         frames, height and width.
 
     Raises:
-        ValueError: the latents are not those of the plan.
+        ValueError: the latents are not those of the plan; or it wants a function and a rolling decoder is
+            given.
     """
     if isinstance(plan, PublishedTiles):
-        if isinstance(decode_tile, RollingDecoder):
-            raise ValueError("the published tiling decodes each tile afresh: pass a function")
-        for piece in published_decode(decode_tile, latents, plan):
-            yield places.park(convert(piece))
-        return
+        frames, height, width = latents.shape[2:]
+        time, space = plan.compression.time, plan.compression.space
+        plan = published_plan(time * (frames - 1) + 1, space * height, space * width, plan)
     expected = (1, latents.shape[1], *plan.latent_shape)
     if tuple(latents.shape) != expected:
         raise ValueError(
             f"latents must be {list(expected)} for this plan, not {list(latents.shape)}"
         )
+    rolls = isinstance(decode_tile, RollingDecoder)
+    if rolls and (plan.at_once or plan.published is not None):
+        raise ValueError("this plan decodes the frames of a tile together: pass a function")
+
+    def finish(pixels: torch.Tensor) -> torch.Tensor:
+        return places.park(convert(pixels))
+
+    if plan.published is not None:
+        assert not isinstance(decode_tile, RollingDecoder)
+        tiles = _Told(decode_tile, before_piece, plan.time_steps * plan.tiles)
+        yield from map(finish, published_decode(tiles, latents, plan.published))
+        return
     if isinstance(decode_tile, RollingDecoder):
         features = decode_tile.narrow(latents)
         del latents
-        samples = _sampled(features, plan)
+        samples = taken(features, plan)
         parked = places.park(features)
         del features
-        decode_tile.calibrate(*samples)
+        decode_tile.calibrate(samples)
         del samples
         pieces = _Pieces(plan, _rolling(decode_tile, parked, plan, places), plan.latent_shape[0])
     else:
         pieces = _Pieces(plan, _at_once(decode_tile, latents), 1)
-    yield from _assembled(pieces, lambda x: places.park(convert(x)), before_piece)
+    yield from _assembled(pieces, finish, before_piece)
+
+
+class _Told:
+    """A function that tells before each of its calls how many there have been."""
+
+    def __init__(
+        self, decode_tile: TileFunction, before: Callable[[int, int], None], total: int
+    ) -> None:
+        self._decode_tile, self._before = decode_tile, before
+        self._done, self._total = 0, total
+
+    def __call__(self, tile: torch.Tensor) -> torch.Tensor:
+        self._before(self._done, self._total)
+        self._done += 1
+        return self._decode_tile(tile)
 
 
 TilePieces = Callable[[Span, Span], Iterator[torch.Tensor]]
@@ -156,18 +180,6 @@ def _at_once(decode_tile: TileFunction, latents: torch.Tensor) -> TilePieces:
         yield decode_tile(latents[..., row.start : row.stop, column.start : column.stop])
 
     return pieces
-
-
-def _sampled(features: torch.Tensor, plan: TilePlan) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Copies of what the statistics are taken on."""
-    stills = features[0, :, list(plan.still_samples())].transpose(0, 1)
-    moving = [
-        features[
-            0, :, s.frame - 1 : s.frame + 1, s.top : s.top + s.height, s.left : s.left + s.width
-        ].clone()
-        for s in plan.moving_samples()
-    ]
-    return stills, moving
 
 
 def _assembled(

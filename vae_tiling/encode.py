@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from vae_tiling.published import PublishedTiles, published_encode
+from vae_tiling.published import published_encode
+from vae_tiling.published_tiles import PublishedTiles
 from vae_tiling.tiles import TilePlan, blend_ramp
 
 
@@ -34,6 +35,8 @@ def tiled_encode(
     """
     if isinstance(plan, PublishedTiles):
         return published_encode(encode_tile, video, plan)
+    if plan.published is not None:
+        return published_encode(encode_tile, video, plan.published)
     expected = (plan.frames, plan.height_px, plan.width_px)
     if tuple(video.shape[2:]) != expected:
         raise ValueError(

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from vae_tiling.samples import FRAMES_BEFORE, sample_sizes
 from vae_tiling.tiles import (
     OVERLAP_PX,
     VIDEO,
@@ -23,6 +24,7 @@ __all__ = [
     "Compression",
     "DecoderDims",
     "TilePlan",
+    "at_once_plan",
     "decode_peak_bytes",
     "encode_peak_bytes",
     "plan_for_budget",
@@ -30,8 +32,12 @@ __all__ = [
     "smaller_plan",
 ]
 
-AT_ONCE = 2**24
+NORMED_TOGETHER = 2**24
 """Numbers that a norm takes together; some copies of these live beside everything else."""
+
+
+AT_ONCE_BYTES = 2_000_000_000
+"""A video of which all frames together need no more is not cut into frames."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,36 @@ def plan_for_budget(
         plan = smaller
 
 
+def at_once_plan(plan: TilePlan, dims: DecoderDims, dtype_bytes: int = 2) -> TilePlan | None:
+    """The plan with all frames decoded together, which is exact; None unless that is small.
+
+    One tile, and at most :data:`AT_ONCE_BYTES`: beyond, memory would grow with the duration, and a layer's
+    numbers pass 2³¹, which convolutions of three dimensions are not made for.
+    """
+    whole = replace(plan, at_once=True)
+    small = plan.tiles == 1 and decode_peak_bytes(whole, dims, dtype_bytes) <= AT_ONCE_BYTES
+    return whole if small else None
+
+
 def smaller_plan(plan: TilePlan, *, overlap: int = OVERLAP_PX) -> TilePlan | None:
-    """The next plan with less memory: one more tile along the longer side of a tile; None at the end."""
+    """The next plan with less memory; None at the end.
+
+    From all frames at once to one after another in the same tiles; from the published tiling to tiles of its
+    size; then one more tile along the longer side of a tile.
+    """
+    if plan.at_once:
+        return replace(plan, at_once=False)
+    if plan.published is not None:
+        height, width = plan.published.height_px, plan.published.width_px
+        return plan_tiles(
+            plan.frames,
+            plan.height_px,
+            plan.width_px,
+            tile_height=height,
+            tile_width=width,
+            overlap=min(overlap, min(height, width) // 2 // 8 * 8),
+            compression=plan.compression,
+        )
     space = plan.compression.space
     cells = overlap // space
     tile_height, tile_width = plan.largest_tile
@@ -96,6 +130,8 @@ def decode_peak_bytes(plan: TilePlan, dims: DecoderDims, dtype_bytes: int = 2) -
     statistics are taken on samples; the rest goes frame by frame with the convolutions' last frames carried
     along (neither grows). The largest counts. Features and finished frames are taken to be parked.
     """
+    if plan.at_once or plan.published is not None:
+        return dtype_bytes * _together_numbers(plan, dims)
     stages = (_narrow_numbers, _calibrating_numbers, _rolling_numbers)
     return dtype_bytes * max(numbers(plan, dims) for numbers in stages)
 
@@ -110,6 +146,16 @@ def _narrow_numbers(plan: TilePlan, dims: DecoderDims) -> int:
     """Activations, keys and values of every frame, or twice the activations and a layer's output."""
     frames, height, width = plan.latent_shape
     return (3 * frames + 4) * height * width * dims.block_out_channels[-1]
+
+
+def _together_numbers(plan: TilePlan, dims: DecoderDims) -> int:
+    """The last growth, grown in three copies, padded and convolved; and colours that wait to be blended."""
+    frames, waiting = plan.frames, 0
+    if plan.published is not None:
+        frames = min(frames, plan.published.frames)
+        waiting = 4 * 3 * frames * plan.height_px * plan.width_px
+    area = plan.compression.space**2 * math.prod(plan.largest_tile)
+    return area * dims.block_out_channels[0] * (9 * frames + 3) + waiting
 
 
 def _rolling_numbers(plan: TilePlan, dims: DecoderDims) -> int:
@@ -130,22 +176,28 @@ def _rolling_numbers(plan: TilePlan, dims: DecoderDims) -> int:
 
 
 def _calibrating_numbers(plan: TilePlan, dims: DecoderDims) -> int:
-    """Samples behind the widest layer, those before it that are still to go, and the work on one."""
-    _, height, width = plan.latent_shape
-    pieces = [sample.height * sample.width for sample in plan.moving_samples()]
-    whole = height * width
-    stored, most = whole * len(plan.still_samples()), 0
-    for level, (into, width) in enumerate(_levels(dims), start=1):
+    """Samples behind a layer, those before it that are still to go, and the work on one."""
+    frames, height, width = plan.latent_shape
+    sizes, whole, levels = sample_sizes(plan), height * width, _levels(dims)
+    moving = whole if sizes.run else sizes.moving * whole
+    still = (sizes.stills + sizes.moving) * whole  # what moves is looked at as a still too
+    piece = max(piece.area for piece in sizes.pieces) if moving else 0
+    most, held = 0, 1 + (frames - 1 if sizes.run else min(FRAMES_BEFORE, frames - 1))
+    for level, (into, width) in enumerate(levels, start=1):
         growth = _growth(level)
-        before, after = (1 + 2 ** max(0, level - 1 - by) for by in (1, 0))
-        waiting = growth // 4 * into * (1 + before) * sum(pieces)
-        grown = growth * width * (stored + (1 + after) * sum(pieces))
-        entering = growth * width * stored + waiting + _resnet_numbers(growth * whole, into, width)
-        most = max(most, entering, grown + _resnet_numbers(growth * whole, width, width))
-        if pieces:
-            piece = growth * max(pieces)
-            carried = 2 * piece * (into + width)
-            most = max(most, grown + carried + _resnet_numbers(piece, into, width))
+        if level == len(levels) and not sizes.run:
+            held = 1 + 2 ** max(0, level - 2)
+        held_before, held = held, 1 + (held - 1) * (2 if level > 1 else 1)
+        moved, stood = (growth * width * numbers for numbers in (held * moving, still))
+        moved_first = 2 * piece > whole
+        waiting = growth // 4 * into * (still if moved_first else held_before * moving)
+        for here, channels in ((waiting, into), (stood if moved_first else moved, width)):
+            worked = _resnet_numbers(growth * piece, channels, width)
+            carried = 2 * growth * piece * (channels + width)
+            of_moving = moved + carried + worked + (here if moved_first else stood)
+            of_still = stood + _resnet_numbers(growth * whole, channels, width)
+            of_still += moved if moved_first else here
+            most = max(most, of_moving if piece else 0, of_still if still else 0)
     return most + _kernel_numbers(dims)
 
 
@@ -162,7 +214,7 @@ def _growth(level: int) -> int:
 
 def _resnet_numbers(area: int, into: int, width: int) -> int:
     """A frame, normed, convolved; and the copies of a part of it while it is normed."""
-    return area * (2 * into + width) + 2 * min(AT_ONCE, area * into)
+    return area * (2 * into + width) + 2 * min(NORMED_TOGETHER, area * into)
 
 
 def _kernel_numbers(dims: DecoderDims) -> int:

@@ -9,76 +9,12 @@ neighbour above, left and before it in place, so that where four tiles meet the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
-from vae_tiling.tiles import VIDEO, Compression
+from vae_tiling.published_tiles import PublishedTiles, Sizes
 
 TimeStep = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class PublishedTiles:
-    """Tile sizes and strides in pixels.
-
-    Attributes:
-        frames, stride_frames: of a tile in time, and from one to the next. A tile of 17 frames is five
-            latent frames; strides are multiples of four frames.
-        height_px, width_px, stride_height_px, stride_width_px: the same in space; multiples of 8.
-        compression: pixels per latent cell.
-
-    Raises:
-        ValueError: a size that is no multiple of a cell, or a stride longer than its tile.
-    """
-
-    frames: int = 17
-    stride_frames: int = 8
-    height_px: int = 256
-    width_px: int = 256
-    stride_height_px: int = 192
-    stride_width_px: int = 192
-    compression: Compression = VIDEO
-
-    def __post_init__(self) -> None:
-        time, space = self.compression.time, self.compression.space
-        checks = (
-            ("frames", self.frames - 1, self.stride_frames, time),
-            ("height_px", self.height_px, self.stride_height_px, space),
-            ("width_px", self.width_px, self.stride_width_px, space),
-        )
-        for name, size, stride, cell in checks:
-            if size < cell or size % cell or stride < cell or stride % cell or stride > size:
-                raise ValueError(
-                    f"{name}: sizes and strides must be multiples of {cell} (frames: plus 1 for the "
-                    f"size), the stride no longer than the size; not {size} and {stride}"
-                )
-
-    @property
-    def in_pixels(self) -> _Sizes:
-        return _Sizes(
-            (self.frames - 1, self.height_px, self.width_px),
-            (self.stride_frames, self.stride_height_px, self.stride_width_px),
-        )
-
-    @property
-    def in_cells(self) -> _Sizes:
-        time, space = self.compression.time, self.compression.space
-        return self.in_pixels.divided_by((time, space, space))
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """(time, height, width) of a tile and of the step to the next; time without a tile's first frame."""
-
-    tile: tuple[int, int, int]
-    stride: tuple[int, int, int]
-
-    def divided_by(self, cell: tuple[int, int, int]) -> _Sizes:
-        return _Sizes(_divided(self.tile, cell), _divided(self.stride, cell))
-
-    def overlap(self, axis: int) -> int:
-        return self.tile[axis] - self.stride[axis]
 
 
 def published_decode(
@@ -99,7 +35,7 @@ def published_encode(
 
 
 def _tiled(
-    run_tile: TimeStep, given: torch.Tensor, source: _Sizes, target: _Sizes
+    run_tile: TimeStep, given: torch.Tensor, source: Sizes, target: Sizes
 ) -> Iterator[torch.Tensor]:
     """Tiles in time; ``source`` are the sizes of what goes in, ``target`` of what comes out."""
     frames = given.shape[2]
@@ -122,7 +58,7 @@ def _tiled(
 
 
 def _tiled_in_space(
-    run_tile: TimeStep, given: torch.Tensor, source: _Sizes, target: _Sizes
+    run_tile: TimeStep, given: torch.Tensor, source: Sizes, target: Sizes
 ) -> torch.Tensor:
     height, width = given.shape[3:]
     if height <= source.tile[1] and width <= source.tile[2]:
@@ -157,7 +93,3 @@ def _blended(before: torch.Tensor, tile: torch.Tensor, dim: int, overlap: int) -
     faded = faded + tile.narrow(dim, 0, overlap) * ramp
     rest = tile.narrow(dim, overlap, tile.shape[dim] - overlap)
     return torch.cat([faded, rest], dim=dim)
-
-
-def _divided(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
-    return a[0] // b[0], a[1] // b[1], a[2] // b[2]

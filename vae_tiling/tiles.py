@@ -7,28 +7,15 @@ are given in pixels, as people give them; spans are kept in latent cells, the un
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
-FEWEST_STILLS, MOST_STILLS = 2, 8
-"""So many latent frames tell the statistics of a whole video."""
+from vae_tiling.compression import VIDEO, Compression
+from vae_tiling.published_tiles import PublishedTiles
 
 OVERLAP_PX = 64
 """What neighbours share. With held statistics a pixel depends on no cell further than 52 px away, and hardly
 on those beyond 16."""
-
-
-@dataclass(frozen=True)
-class Compression:
-    """Pixels per latent cell: ``time`` frames (the first cell holds one frame alone), ``space`` px a side."""
-
-    time: int = 4
-    space: int = 8
-
-
-VIDEO = Compression()
-"""HunyuanVideo's."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +32,15 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A piece of one latent frame, in cells."""
-
-    frame: int
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-@dataclass(frozen=True)
 class TilePlan:
-    """Spatial tiles, each decoded over the whole duration, frame by frame.
+    """Spatial tiles, each decoded over the whole duration, frame by frame unless said otherwise.
 
     Attributes:
         frames, height_px, width_px: of the video, exactly what comes out.
         rows, columns: spans of the tiles in latent cells; neighbours share cells.
         compression: pixels per cell.
+        at_once: all frames of a tile are decoded together, untiled in time: exact with one tile.
+        published: the sizes of the published tiling, if it is to be followed; rows and columns are its.
     """
 
     frames: int
@@ -71,6 +49,8 @@ class TilePlan:
     rows: tuple[Span, ...]
     columns: tuple[Span, ...]
     compression: Compression = VIDEO
+    at_once: bool = False
+    published: PublishedTiles | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -82,43 +62,20 @@ class TilePlan:
     def tiles(self) -> int:
         return len(self.rows) * len(self.columns)
 
+    @property
+    def time_steps(self) -> int:
+        """How many times a tile's place is decoded, one after another in time."""
+        frames = self.latent_shape[0]
+        if self.published is not None:
+            cells = self.published.in_cells
+            length, stride = cells.tile[0], cells.stride[0]
+            return 1 if frames <= length else math.ceil(frames / stride)
+        return 1 if self.at_once else frames
+
     @cached_property
     def largest_tile(self) -> tuple[int, int]:
         """Cells (height, width)."""
         return max(s.length for s in self.rows), max(s.length for s in self.columns)
-
-    def still_samples(self) -> tuple[int, ...]:
-        """Latent frames on which the whole video's statistics are taken, spread evenly over its time.
-
-        Never the first (which is decoded to one frame, not four) unless there is no other. Fewer where tiles
-        are small: they are taken of whole frames, and must not need more memory than the tiles.
-        """
-        frames, height, width = self.latent_shape
-        share = math.prod(self.largest_tile) / (height * width)
-        first = min(1, frames - 1)
-        most = max(FEWEST_STILLS, min(MOST_STILLS, int(33 * share) - 12))
-        count = min(most, frames - first)
-        return tuple(first + int((i + 0.5) * (frames - first) / count) for i in range(count))
-
-    def moving_samples(self) -> tuple[Sample, ...]:
-        """Pieces of latent frames that are looked at together with the frame before; none of a single frame.
-
-        One tile: two whole frames. Several: one frame, in pieces of half a tile that cover it once.
-        """
-        frames, height, width = self.latent_shape
-        if frames == 1:
-            return ()
-        if self.tiles == 1:
-            later = sorted({1 + (frames - 1) // 4, 1 + 3 * (frames - 1) // 4})
-            return tuple(Sample(frame, 0, 0, height, width) for frame in later)
-        size = list(self.largest_tile)
-        longer = size.index(max(size))
-        size[longer] = math.ceil(size[longer] / 2)
-        return tuple(
-            Sample(max(1, frames // 2), top, left, bottom - top, right - left)
-            for top, bottom in _parts(height, size[0])
-            for left, right in _parts(width, size[1])
-        )
 
 
 def plan_tiles(
@@ -162,6 +119,30 @@ def plan_tiles(
     return TilePlan(frames, height, width, spans[0], spans[1], compression)
 
 
+def published_plan(frames: int, height: int, width: int, tiles: PublishedTiles) -> TilePlan:
+    """The published tiling of a video.
+
+    Raises:
+        ValueError: a size that no video has.
+    """
+    whole = plan_tiles(frames, height, width, compression=tiles.compression)
+    lengths, sizes, strides = (
+        whole.latent_shape[1:],
+        tiles.in_cells.tile[1:],
+        tiles.in_cells.stride[1:],
+    )
+    if lengths[0] <= sizes[0] and lengths[1] <= sizes[1]:
+        return replace(whole, published=tiles)
+    rows, columns = (
+        tuple(
+            Span(start, min(start + size, length), size - stride if start else 0)
+            for start in range(0, length, stride)
+        )
+        for length, size, stride in zip(lengths, sizes, strides, strict=True)
+    )
+    return replace(whole, rows=rows, columns=columns, published=tiles)
+
+
 def spans_of(length: int, size: int, overlap: int) -> tuple[Span, ...]:
     """Spans of ``size`` cells that cover ``length``, sharing at least ``overlap``; one if it fits."""
     if size >= length:
@@ -184,10 +165,3 @@ def blend_ramp(length: int) -> list[float]:
         min(1.0, max(0.0, (pixel - quarter + 0.5) / steps)) if steps else 0.5
         for pixel in range(length)
     ]
-
-
-def _parts(length: int, size: int) -> list[tuple[int, int]]:
-    """The fewest pieces (start, stop), about equal and at most ``size``, that cover ``length`` once."""
-    count = math.ceil(length / size)
-    ends = [i * length // count for i in range(count + 1)]
-    return list(pairwise(ends))

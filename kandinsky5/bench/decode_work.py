@@ -1,8 +1,8 @@
 """What decoding costs, counted on the meta device with the published VAE's shapes: A8 of the targets.
 
 Nothing is computed: tensors there have shapes and lifetimes only. Attention counts by its output and its
-products, as the fused kernels of a GPU have it. All latent frames behind the second cost the same, so
-three are run and the rest is multiplied out.
+products, as the fused kernels of a GPU have it; norms and padding by their outputs. All latent frames behind
+the second cost the same, so three are run and the rest is multiplied out.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from vae_tiling import (
 )
 
 WORK_TARGET = 1.10
+FRAMES = 121
+"""Of the video whose work is counted."""
 FRAMES_RUN = 3
 CASES = (  # frames, height, width in pixels; most bytes, weights included
     (121, 512, 768, 4_000_000_000),
@@ -48,11 +50,13 @@ class Cost:
         multiply_adds: of convolutions, matrix products and attention.
         peak_bytes: most bytes alive on the device, without the weights.
         stage_peaks: the same for each stage.
+        frame_multiply_adds: behind the narrow stage, of one latent frame in every tile.
     """
 
     multiply_adds: int
     peak_bytes: int
     stage_peaks: dict[str, int]
+    frame_multiply_adds: int
 
 
 def decode_work(*, height: int = 512, width: int = 768) -> dict[str, Any]:
@@ -64,12 +68,12 @@ def decode_work(*, height: int = 512, width: int = 768) -> dict[str, Any]:
     Raises:
         ValueError: a size that no video has.
     """
-    plan = plan_tiles(121, height, width)
+    plan = plan_tiles(FRAMES, height, width)
     rolling, untiled = rolling_cost(plan), untiled_multiply_adds(plan)
     cases = [peak_case(*case) for case in CASES]
     return {
         "benchmark": "decode-work",
-        "video": f"{width}x{height}, 121 frames",
+        "video": f"{width}x{height}, {FRAMES} frames",
         "multiply_adds": rolling.multiply_adds,
         "untiled_multiply_adds": untiled,
         "work_ratio": round(rolling.multiply_adds / untiled, 4),
@@ -134,7 +138,10 @@ def rolling_cost(plan: TilePlan, config: VideoVAEConfig | None = None) -> Cost:
     if frames > FRAMES_RUN:
         of_tile += (frames - FRAMES_RUN) * each[FRAMES_RUN - 1]
     multiply_adds = work_before[0] + plan.tiles * of_tile
-    return Cost(multiply_adds, max(stage_peaks.values()), stage_peaks)
+    peak_bytes = max(stage_peaks.values())
+    return Cost(
+        multiply_adds, peak_bytes, stage_peaks, plan.tiles * each[min(FRAMES_RUN, frames) - 1]
+    )
 
 
 def untiled_multiply_adds(plan: TilePlan, config: VideoVAEConfig | None = None) -> int:
@@ -144,6 +151,15 @@ def untiled_multiply_adds(plan: TilePlan, config: VideoVAEConfig | None = None) 
     with torch.inference_mode(), _Counters(vae) as counters:
         vae.decode(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
         return counters.multiply_adds
+
+
+def at_once_peak_counted(plan: TilePlan, config: VideoVAEConfig | None = None) -> int:
+    """Most bytes alive while a video is decoded with all frames together, without the weights."""
+    vae = _vae(config or VideoVAEConfig())
+    shape = (1, vae.config.latent_channels, *plan.latent_shape)
+    with torch.inference_mode(), _Counters(vae) as counters:
+        vae.decode(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
+        return counters.take_peak()
 
 
 def encode_peak_counted(plan: TilePlan, config: VideoVAEConfig | None = None) -> int:
@@ -173,8 +189,8 @@ class _Staged(RollingVAEDecoder):
         self._over("narrow")
         return features
 
-    def calibrate(self, *samples: Any) -> None:
-        super().calibrate(*samples)
+    def calibrate(self, samples: Any) -> None:
+        super().calibrate(samples)
         self._over("statistics")
 
 
@@ -207,6 +223,14 @@ class _Counters(TorchFunctionMode):
             query, key, _ = args
             self.multiply_adds += 2 * query.numel() * key.shape[-2]
             return torch.empty_like(query)
+        if (
+            func is F.batch_norm
+        ):  # given its statistics; the stand-in would go through a dozen steps
+            return torch.empty_like(args[0])
+        if func is F.pad:
+            sides = zip(args[0].shape[::-1], args[1][::2], args[1][1::2], strict=False)
+            grown = [length + before + after for length, before, after in sides][::-1]
+            return args[0].new_empty(*args[0].shape[: args[0].dim() - len(grown)], *grown)
         result = func(*args, **(kwargs or {}))
         if func in _PRODUCTS:
             self.multiply_adds += result.numel() * args[1][0].numel()

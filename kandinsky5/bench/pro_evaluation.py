@@ -153,6 +153,7 @@ def evaluated(
     try:
         running = tenant.enter()
         scale = (1.0, 1.0, 1.0)
+        running.expect(1 + steps)
         running.evaluate(x, rows, rope_scale=scale)
         _synchronise(device)
         if device.type == "cuda":

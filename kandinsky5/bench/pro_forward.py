@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from kandinsky5.bench.blocks import MODULATION, config_of, shape_of
-from kandinsky5.bench.random_file import write_random_int8
+from kandinsky5.bench.random_file import write_random_transformer
 from kandinsky5.circumstances import circumstances
 from kandinsky5.errors import UserError
 from kandinsky5.memory import meter
@@ -125,7 +125,7 @@ def pro_forward(
     with tempfile.TemporaryDirectory(dir=_folder(folder), prefix="k1-pro-") as name:
         path = Path(name) / "int8.safetensors"
         begun = time.monotonic()
-        file_bytes = write_random_int8(path, config)
+        file_bytes = write_random_transformer(path, config)
         write_s = time.monotonic() - begun
         meter.start_measuring()
         before_bytes = meter.peaks().rss_bytes  # just begun, the peak is what there is now
@@ -190,7 +190,13 @@ def run(reader: CountingReader, *, tokens: int, steps: int) -> Measured:
         traffic, begun = now, ended
 
     latent = denoise(
-        transformer, noise, guidance, times, conditioning=conditioning, on_step=step_done
+        transformer,
+        noise,
+        guidance,
+        times,
+        conditioning=conditioning,
+        expect_passes=transformer.expect,
+        on_step=step_done,
     )
     tenant.close()
     after = _system_bytes()
@@ -211,16 +217,12 @@ def _told(
 ) -> dict[str, Any]:
     step_bytes = sum(layout.tensor_bytes for layout in layouts)
     laps = [_laps(measured.reads, index, layout) for index, layout in enumerate(layouts)]
-    ahead = [index for index, times in enumerate(laps) if times == steps + 1]
-    once = laps == [steps + 1] * len(ahead) + [steps] * (len(laps) - len(ahead))
-    once = once and len(ahead) <= SLOTS + RING
     peak_bytes = max(measured.prepare_rss_bytes, measured.rss_bytes)
     return {
         "block_bytes": layouts[0].tensor_bytes,
         "read_bytes_per_step": step_bytes,
-        "read_ahead_bytes": sum(layouts[index].tensor_bytes for index in ahead),
         "system_read_bytes": measured.system_bytes,
-        "each_byte_once": once,
+        "each_byte_once": laps == [steps] * len(laps),
         "steps": measured.steps,
         "prepare_s": round(measured.prepare_s, 2),
         "rss_before_bytes": before_bytes,

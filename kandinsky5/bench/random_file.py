@@ -1,10 +1,11 @@
-"""A checkpoint of random weights in this program's own int8 format, for what only depends on shapes."""
+"""Checkpoints of random weights, for what only depends on shapes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from int8 import DEFAULT, Int8Linear
+from kandinsky5.bench.blocks import FORMATS
 from kandinsky5.conversion.plan import laid_out
 from kandinsky5.errors import UserError
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
@@ -31,17 +33,36 @@ INT8_STD = 73.3
 """Of whole numbers drawn evenly from −127 … 127."""
 
 
-def write_random_int8(path: Path, config: DiTConfig) -> int:
-    """Write the file; gives its bytes. Main memory holds two drawn buffers, whatever the model.
+def write_random_transformer(path: Path, config: DiTConfig, weights: str = "int8") -> int:
+    """Write a transformer with its dimensions; gives the file's bytes.
+
+    Args:
+        weights: ``int8``, in this program's own format, or ``bf16``.
+
+    Raises:
+        UserError: field ``folder``: the disk has not so much room; field ``weights``: another format.
+    """
+    if weights not in FORMATS:
+        raise UserError("weights", weights, f"one of {', '.join(FORMATS)}")
+    metadata = {"config": json.dumps(dataclasses.asdict(config))}
+    if weights == "int8":
+        metadata |= own_metadata(DEFAULT)
+    return write_random_tensors(path, _empty(config, weights).state_dict(), metadata)
+
+
+def write_random_tensors(
+    path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write tensors of these names, dtypes and shapes; gives the file's bytes.
+
+    Main memory holds two drawn buffers, whatever the model.
 
     Raises:
         UserError: field ``folder``: the disk has not so much room.
     """
-    state = _empty(config).state_dict()
     entries = [(name, TensorSpec(t.dtype, tuple(t.shape))) for name, t in state.items()]
     entries.sort(key=lambda entry: -entry[1].dtype.itemsize)  # so that no number lies askew
-    metadata = {"config": json.dumps(dataclasses.asdict(config)), **own_metadata(DEFAULT)}
-    header, _, size_bytes = laid_out(entries, metadata)
+    header, _, size_bytes = laid_out(entries, metadata or {})
     free = free_bytes(path.parent)
     if free < size_bytes + FREE_BYTES:
         needed = f"{(size_bytes + FREE_BYTES) / 1e9:.1f} GB free, there are {free / 1e9:.1f}"
@@ -55,10 +76,11 @@ def write_random_int8(path: Path, config: DiTConfig) -> int:
     return size_bytes
 
 
-def _empty(config: DiTConfig) -> nn.Module:
-    """The quantised model on the meta device; what is not quantised is bf16."""
+def _empty(config: DiTConfig, weights: str) -> nn.Module:
+    """The model on the meta device; what is not quantised is bf16."""
+    linear = nn.Linear if weights == "bf16" else partial(Int8Linear, dtype=torch.bfloat16)
     with torch.device("meta"):
-        model = DiffusionTransformer3D(config, linear=partial(Int8Linear, dtype=torch.bfloat16))
+        model = DiffusionTransformer3D(config, linear=linear)
     return model.to(torch.bfloat16)
 
 

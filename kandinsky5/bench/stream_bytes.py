@@ -34,7 +34,7 @@ def stream_bytes(*, slots: int = 2, resident: int = 0, steps: int = 3) -> dict[s
     Args:
         slots: buffers on the device.
         resident: blocks that stay there.
-        steps: to run; the first one also brings the blocks that are read ahead.
+        steps: of the schedule; the first one also brings the second one's first blocks, the last one none.
 
     Returns:
         JSON-ready: ``blocks`` and ``steps`` (a row for each model and format), ``reached``
@@ -92,7 +92,7 @@ def block_row(model: str, weights: str) -> dict[str, Any]:
 
 
 def step_row(model: str, weights: str, *, slots: int, resident: int, steps: int) -> dict[str, Any]:
-    """What one guided step in the middle of a schedule moves, told by a streamer that really ran."""
+    """What a guided step moves, told by a streamer that really ran a whole schedule."""
     shape = shape_of(model)
     blocks = empty_blocks(shape, weights)
     layouts = [BlockLayout.of(block, skip=(MODULATION,)) for block in blocks]
@@ -105,7 +105,7 @@ def step_row(model: str, weights: str, *, slots: int, resident: int, steps: int)
         resident=spread(min(resident, len(blocks)), len(blocks)),
         calls=BRANCHES,
     )
-    step = simulate(schedule, blocks, layouts).steps[-1]
+    total = simulate(schedule, blocks, layouts).traffic
     names = [entry for layout in layouts for entry in layout.entries]
     return {
         "model": model,
@@ -113,8 +113,9 @@ def step_row(model: str, weights: str, *, slots: int, resident: int, steps: int)
         "slots": slots,
         "resident": len(schedule.resident),
         "evaluations": BRANCHES,
-        "loads": step.loads,
-        "h2d_bytes": step.h2d_bytes,
-        "d2h_bytes": step.d2h_bytes,
+        "loads": total.loads / steps,
+        "h2d_bytes": total.h2d_bytes / steps,
+        "d2h_bytes": total.d2h_bytes,
+        "schedule_h2d_bytes": total.h2d_bytes,
         "modulation_bytes": sum(e.nbytes for e in names if e.name.startswith(MODULATION)),
     }

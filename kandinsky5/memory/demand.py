@@ -30,7 +30,8 @@ class PlanChoices:
         resident_blocks: visual blocks that stay on the device.
         slots: buffers for streamed blocks, 2 or more.
         chunk_tokens, chunk_heads: see ``kandinsky5.model.chunks``.
-        tile_px: longest side of a tile of the VAE.
+        vae_tile: longest side of a tile of the VAE.
+        vae_tiling: how it decodes a video: ``rolling``, ``whole`` or ``published``.
     """
 
     weights: str | None = None
@@ -40,7 +41,8 @@ class PlanChoices:
     slots: int | None = None
     chunk_tokens: int | None = None
     chunk_heads: int | None = None
-    tile_px: int | None = None
+    vae_tile: int | None = None
+    vae_tiling: str | None = None
 
     @property
     def made(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class PlanRequest:
         guided: whether a step has two evaluations.
         text_tokens: most tokens of a prompt.
         template_tokens: of the template around it.
-        expand: whether the text encoder rewrites the prompt first.
+        expand: whether the text encoder is to rewrite the prompt first.
         picture: whether there is an input image.
         encoder_sees: whether the text encoder reads that image too.
         sparse: NABLA attention.
@@ -107,7 +109,7 @@ class PlanRequest:
             ("slots", MIN_SLOTS, shape.visual_blocks),
             ("chunk_tokens", 1, None),
             ("chunk_heads", 1, shape.heads),
-            ("tile_px", 64, None),
+            ("vae_tile", 64, None),
         ):
             value = getattr(choices, name)
             if value is not None and (value < low or (high is not None and value > high)):
@@ -145,6 +147,10 @@ class PlanRequest:
             for name in ("weights", "text_weights")
             if getattr(request, name) != "auto" and getattr(choices, name) is None
         }
+        if choices.vae_tile is None:
+            chosen["vae_tile"] = request.vae_tile
+        if choices.vae_tiling is None and request.vae_tiling != "auto" and preset.is_video:
+            chosen["vae_tiling"] = request.vae_tiling
         return cls(
             preset=preset.name,
             models=models,

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kandinsky5.errors import UserError
 from kandinsky5.memory.activations import activation_bytes
 from kandinsky5.memory.budget import FREE_SHARE, Budget, in_gb
 from kandinsky5.memory.demand import MIN_SLOTS, PlanRequest
@@ -28,6 +29,8 @@ CHUNK_TOKENS = (4096, 2048, 1024)
 """Sizes tried; products of so many rows fill a device, more at once would only take memory."""
 HEAD_PARTS = (1, 2, 4)
 """Into how many groups the heads may be divided."""
+PREPARING_SLOTS = 2
+"""For text blocks, and as many for modulations; as many slabs of main memory are read ahead into."""
 TEXT_ROWS_COMPUTED = 16
 """Tensors of one prompt's length alive in a text block, in units of [text tokens, model_dim]."""
 
@@ -82,7 +85,11 @@ def denoise_options(job: PlanRequest, budget: Budget) -> Iterator[Option[Denoise
 
     More resident blocks are never slower and take less main memory, so of those that fit into the VRAM
     only the largest number is worth trying.
+
+    Raises:
+        UserError: choices of the user's that no amount of memory brings together.
     """
+    there_is_one = False
     for weights in formats(job):
         for tokens in _token_chunks(job):
             for heads in _head_groups(job):
@@ -92,7 +99,10 @@ def denoise_options(job: PlanRequest, budget: Budget) -> Iterator[Option[Denoise
                     if job.choices.source in (None, source):
                         plan = _plan(job, budget, weights, source, tokens, heads)
                         if plan is not None:
+                            there_is_one = True
                             yield denoise_option(job, budget, plan)
+    if not there_is_one:
+        raise _contradiction(job, budget)
 
 
 def formats(job: PlanRequest) -> tuple[str, ...]:
@@ -168,6 +178,23 @@ def _plan(
     )
 
 
+def _contradiction(job: PlanRequest, budget: Budget) -> UserError:
+    """What keeps the choices of source, resident blocks and slots apart."""
+    chosen, count = job.choices, job.models.transformer.visual_blocks
+    slots = min(chosen.slots or MIN_SLOTS, count)
+    most = count - slots - 1
+    if chosen.source == "pinned" and budget.on_cpu:
+        return UserError("source", chosen.source, "resident or disk on a CPU")
+    if chosen.source == "resident":
+        return UserError("resident_blocks", chosen.resident_blocks, f"{count} with all resident")
+    if most < 0:
+        streamed = f"resident: of {count} blocks none is streamed through {slots} slots"
+        return UserError("source", chosen.source, streamed)
+    allowed = f"0 to {most} beside {slots} slots"
+    allowed += f", or all {count}" if chosen.source is None else ""
+    return UserError("resident_blocks", chosen.resident_blocks, allowed)
+
+
 def _room(job: PlanRequest, budget: Budget, bare: DenoisePlan) -> float:
     """Bytes left for resident blocks where ``bare`` has none."""
     if budget.vram_bytes is None:
@@ -176,9 +203,12 @@ def _room(job: PlanRequest, budget: Budget, bare: DenoisePlan) -> float:
 
 
 def _prepare(job: PlanRequest, budget: Budget, plan: DenoisePlan) -> StagePlan:
-    """Modulation and text blocks, once for the whole schedule; their weights come one after the other."""
+    """Modulation and text blocks, once for the whole schedule, through slots of their own."""
     shape, rows = job.models.transformer, job.steps * job.branches
-    largest = max(shape.text_block_bytes(plan.weights), shape.modulation_bytes(plan.weights))
+    text_blocks = min(PREPARING_SLOTS, shape.text_blocks) * shape.text_block_bytes(plan.weights)
+    modulations = min(PREPARING_SLOTS, shape.visual_blocks) * shape.modulation_bytes(plan.weights)
+    in_text = max(TEXT_ROWS_COMPUTED * job.text_bytes, _widened_bytes(job, 6))
+    in_modulation = _widened_bytes(job, 9) + rows * 9 * shape.model_dim * 4
     all_blocks = shape.text_blocks * shape.text_block_bytes(plan.weights)
     all_blocks += shape.visual_blocks * shape.modulation_bytes(plan.weights)
     read = all_blocks / budget.speeds.disk_bytes_per_s
@@ -188,15 +218,24 @@ def _prepare(job: PlanRequest, budget: Budget, plan: DenoisePlan) -> StagePlan:
         "prepare",
         device={
             "embeddings, output layer": shape.outer_bytes(plan.weights),
-            "text block or modulation": largest,
-            "texts of all steps": rows * job.text_bytes,
+            "text blocks, slots": text_blocks,
+            "modulations, slots": modulations,
         },
-        activations=TEXT_ROWS_COMPUTED * job.text_bytes,
-        host={"staging": largest, "vectors of all steps": job.steps * job.step_table_bytes},
+        activations=max(rows * job.text_bytes + in_text, in_modulation),
+        host={
+            "staging": text_blocks + modulations,
+            "vectors of all steps": job.steps * job.step_table_bytes,
+        },
         seconds=read + rows * weights / budget.speeds.flops_per_s,
         does="modulation vectors and texts of the whole schedule, once",
         on_cpu=budget.on_cpu,
     )
+
+
+def _widened_bytes(job: PlanRequest, parts: int) -> int:
+    """A modulation's weights in float32, in which they are computed with."""
+    already = job.number_bytes == 4
+    return 0 if already else 4 * job.models.transformer.modulation_parameters(parts)
 
 
 def _denoise(job: PlanRequest, budget: Budget, plan: DenoisePlan) -> StagePlan:

@@ -6,6 +6,7 @@ second job is planned as the first one was.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def budget_for(request: GenerationRequest) -> tuple[Budget, tuple[str, ...]]:
                 f"budget of VRAM: the {in_gb(vram_bytes)} that are free; --vram sets another"
             )
     return Budget(vram_bytes, ram_bytes, total_vram, total_ram), tuple(notes)
+
+
+def text_formats() -> tuple[str, ...]:
+    """Formats of the text encoder's weights for which the packages are here; none of them is imported."""
+    has_nf4 = importlib.util.find_spec("bitsandbytes") is not None
+    return ("bf16", "nf4") if has_nf4 else ("bf16",)
 
 
 def _card(device: str) -> tuple[int | None, int | None]:

@@ -63,10 +63,16 @@ def residents(job: PlanRequest, text: TextPlan, denoise: DenoisePlan) -> tuple[R
     """What a job with these settings could keep."""
     encoder, shape = job.models.text_encoder, job.models.transformer
     use = text.encode
-    whole = encoder.total_bytes(use.weights, generating=job.expand, pictures=job.encoder_sees)
+    whole = encoder.total_bytes(
+        use.weights,
+        job.number_bytes,
+        generating=text.expand is not None,
+        pictures=job.encoder_sees,
+    )
     whole += job.models.clip.total_bytes
     is_resident, is_pinned = use.source == "resident", use.source == "pinned"
-    layers = encoder.layers * encoder.layer_bytes(use.weights) + encoder.table_bytes(use.weights)
+    layers = encoder.layers * encoder.layer_bytes(use.weights, job.number_bytes)
+    layers += encoder.table_bytes(use.weights, job.number_bytes)
     staying = denoise.resident_blocks * denoise.block_bytes + shape.outer_bytes(denoise.weights)
     streams = denoise.streamed_blocks > 0
     vae = job.models.vae.total_bytes(job.number_bytes)

@@ -63,9 +63,12 @@ class HostSlab:
 
     def __init__(self, nbytes: int, page_lock: PageLock | None = None) -> None:
         try:
-            mapping = mmap.mmap(-1, nbytes)
+            # Private, as shared memory is given huge pages on few machines.
+            mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, MemoryError) as error:
             raise OutOfMemory(f"no main memory for {nbytes / 1e6:,.0f} MB of weights") from error
+        # A forked child must neither copy locked pages nor make the copy engine read old ones.
+        mapping.madvise(mmap.MADV_DONTFORK)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             try:
                 mapping.madvise(mmap.MADV_HUGEPAGE)  # fewer pages to lock

@@ -8,7 +8,7 @@ chosen in ``stage``; what is suggested when nothing fits in ``remedies``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,20 +26,28 @@ from kandinsky5.memory.denoise_stages import (
     step_seconds,
 )
 from kandinsky5.memory.homes import best_homes, residents, with_waiting
-from kandinsky5.memory.stage import Option, StagePlan, best_of
-from kandinsky5.memory.text_stages import TextPlan, text_options
+from kandinsky5.memory.stage import Option, Staged, StagePlan, best_of
+from kandinsky5.memory.text_stages import (
+    TextPlan,
+    best_text,
+    best_text_of,
+    text_options,
+    why_not_expanded,
+)
 from kandinsky5.memory.vae_stages import (
     COMPRESSION,
-    OVERLAP_PX,
+    OWN_STATISTICS_OVERLAP_PX,
     decode_option,
     decode_options,
+    decode_overlap_px,
+    encode_option,
     encode_options,
 )
 from vae_tiling.plan import TilePlan, smaller_plan
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(Staged):
     """A plan.
 
     Attributes:
@@ -69,19 +77,6 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         return not self.problems
-
-    @property
-    def peak_vram_bytes(self) -> int:
-        return max(item.peak_vram_bytes for item in self.stages)
-
-    @property
-    def peak_ram_bytes(self) -> int:
-        return max(item.peak_ram_bytes for item in self.stages)
-
-    @property
-    def seconds(self) -> float:
-        """Predicted for a job that begins with nothing loaded."""
-        return sum(item.seconds for item in self.stages)
 
     @property
     def seconds_per_step(self) -> float:
@@ -176,10 +171,10 @@ def lowered(plan: MemoryPlan, stage: str = "denoise") -> MemoryPlan | None:
         denoise = _smaller_denoise(plan)
         return None if denoise is None else _rebuilt(plan, denoise=denoise)
     if stage == "decode":
-        tiles = smaller_plan(plan.decode_tiles, overlap=OVERLAP_PX)
+        tiles = smaller_plan(plan.decode_tiles, overlap=decode_overlap_px(plan.job))
         return None if tiles is None else _rebuilt(plan, decode_tiles=tiles)
     if stage == "encode image" and plan.encode_tiles is not None:
-        tiles = smaller_plan(plan.encode_tiles, overlap=OVERLAP_PX)
+        tiles = smaller_plan(plan.encode_tiles, overlap=OWN_STATISTICS_OVERLAP_PX)
         return None if tiles is None else _rebuilt(plan, encode_tiles=tiles)
     if stage in ("expand", "encode text"):
         return _streaming_text(plan)
@@ -191,7 +186,7 @@ def _quickest(job: PlanRequest, budget: Budget) -> MemoryPlan:
     return _assembled(
         job,
         budget,
-        best_of(text_options(job, budget), budget),
+        best_text(job, budget),
         best_of(denoise_options(job, budget), budget),
         best_of(decode_options(job, budget), budget),
         best_of(encode_options(job, budget), budget) if job.picture else None,
@@ -240,8 +235,7 @@ def _rebuilt(
         text = next(o for o in text_options(job, budget) if o.settings == plan.text)
     encode = None
     if plan.encode_tiles is not None:
-        wanted = encode_tiles or plan.encode_tiles
-        encode = next(o for o in encode_options(job, budget) if o.settings == wanted)
+        encode = encode_option(job, budget, encode_tiles or plan.encode_tiles)
     bare = _assembled(
         job,
         budget,
@@ -290,11 +284,14 @@ def _with_resident(plan: MemoryPlan, count: int) -> DenoisePlan:
 
 
 def _streaming_text(plan: MemoryPlan) -> MemoryPlan | None:
-    """The quickest way to run the text encoder that needs less of the device than now."""
+    """The quickest way to run the text encoder that needs less of the device than now.
+
+    At last the prompt is not expanded.
+    """
     options = list(text_options(plan.job, plan.budget))
     now = next(option for option in options if option.settings == plan.text)
     smaller = [option for option in options if option.peak_vram_bytes < now.peak_vram_bytes]
-    return _rebuilt(plan, text=best_of(smaller, plan.budget)) if smaller else None
+    return _rebuilt(plan, text=best_text_of(smaller, plan.budget)) if smaller else None
 
 
 def _is_within(plan: MemoryPlan) -> bool:
@@ -330,6 +327,16 @@ def _notices(plan: MemoryPlan) -> tuple[str, ...]:
                 "convert the file once with k1.py convert --to int8: half as much is read in a step then"
                 f"{again}"
             )
-    if plan.text.expand is not None and plan.text.expand.source != "resident":
-        lines.append("expanding the prompt streams the text encoder once a token: slow")
+    lines += _text_notices(plan)
     return tuple(lines)
+
+
+def _text_notices(plan: MemoryPlan) -> Iterator[str]:
+    job, budget, expand = plan.job, plan.budget, plan.text.expand
+    if job.expand and expand is None:
+        yield why_not_expanded(job, budget)
+    elif expand is not None and expand.source != "resident":
+        seconds = next(item.seconds for item in plan.stages if item.name == "expand")
+        yield f"expanding the prompt streams the text encoder once a token: about {seconds:.0f} s"
+    if budget.on_cpu and plan.text.encode.weights == "nf4":
+        yield "a CPU takes minutes to quantise the text encoder to NF4, each time it is loaded"

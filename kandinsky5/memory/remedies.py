@@ -64,8 +64,6 @@ def _least(job: PlanRequest, budget: Budget, name: str) -> float | None:
 def _other_settings(job: PlanRequest, budget: Budget) -> Iterator[str]:
     if job.guided and fits(dataclasses.replace(job, guided=False), budget):
         yield "without guidance"
-    if job.expand and fits(dataclasses.replace(job, expand=False), budget):
-        yield "without expanding the prompt"
 
 
 def _smaller_results(job: PlanRequest, budget: Budget) -> Iterator[str]:

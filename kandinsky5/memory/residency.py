@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from kandinsky5.errors import OutOfMemory
+from kandinsky5.memory.fragmentation import lies_in_pieces
 
 Model = TypeVar("Model")
 ModelOut = TypeVar("ModelOut", covariant=True)
@@ -143,10 +144,12 @@ class Residency:
         except (OutOfMemory, *MEMORY_ERRORS) as error:
             if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                 raise
+            in_pieces = lies_in_pieces(error)
             self.release()
             if isinstance(error, OutOfMemory):
                 raise
-            raise OutOfMemory(f"out of memory while loading the {role}") from error
+            said = f"out of memory while loading the {role}"
+            raise OutOfMemory(said, in_pieces=in_pieces) from error
 
     def _collect(self) -> None:
         gc.collect()

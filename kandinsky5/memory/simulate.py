@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle, islice
+from itertools import count
 
 import torch
 from torch import nn
 
+from kandinsky5.memory.course import Course
 from kandinsky5.memory.layout import BlockLayout
 from kandinsky5.memory.streamer import Streamer, Traffic
 from kandinsky5.memory.transfer import Fence
@@ -133,6 +134,7 @@ def simulate(
         device=_META,
         slots=schedule.slots,
         resident=schedule.resident,
+        passes=schedule.steps,
         engine=engine,
     ) as streamer:
         for step in range(schedule.steps):
@@ -265,10 +267,10 @@ class _SimulatedSource:
         """Which block these bytes are; None for memory of the streamer's own."""
         return self._numbers.get(_storage(host))
 
-    def start(self, order: Sequence[int], ready: Callable[[], None]) -> None:
-        self._coming = islice(cycle(order), None)
+    def start(self, course: Course, ready: Callable[[], None]) -> None:
+        self._course, self._next = course, course.position
         self._ready = ready
-        for _ in range(min(self._ring, len(order)) if self._read_s else 0):
+        for _ in range(min(self._ring, len(course.order)) if self._read_s else 0):
             self._read_next(self._clock.now_s)
 
     def peek(self, index: int) -> torch.Tensor | None:
@@ -296,10 +298,14 @@ class _SimulatedSource:
 
     def _read_next(self, slab_free_s: float) -> None:
         assert self._read_s is not None
+        index = self._course.at(self._next)
+        if index is None:
+            return
         start_s = max(self._disk_free_s, slab_free_s)
         self._disk_free_s = start_s + self._read_s(self._reads)
         self._reads += 1
-        self._arrivals_s[next(self._coming)] = self._disk_free_s
+        self._next += 1
+        self._arrivals_s[index] = self._disk_free_s
         self._clock.at(self._disk_free_s, lambda: self._ready())
 
 

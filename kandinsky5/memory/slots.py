@@ -1,18 +1,18 @@
 """Fixed buffers on the device, and which block each of them holds.
 
-The rule is one sentence: in the slots belong the block that computes and those that come after it, round and
-round. A slot with another block may be overwritten once its computing is done.
+The rule is one sentence: in the slots belong the block that computes and those that come after it, pass after
+pass. A slot with another block may be overwritten once its computing is done.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from kandinsky5.memory.course import Course
 from kandinsky5.memory.layout import BlockLayout
 from kandinsky5.memory.transfer import Fence, TransferEngine
 
@@ -53,7 +53,7 @@ class Slots:
     Args:
         engine: allocates and copies.
         layouts: of every block; only those in ``streamed`` come into slots.
-        streamed: indices of the blocks that do, rising, more than there are slots.
+        course: of the blocks that do; more than there are slots.
         count: of slots, at least 1.
     """
 
@@ -61,16 +61,15 @@ class Slots:
         self,
         engine: TransferEngine,
         layouts: Sequence[BlockLayout],
-        streamed: Sequence[int],
+        course: Course,
         count: int,
     ) -> None:
         self._engine = engine
         self._layouts = layouts
-        self._streamed = tuple(streamed)
-        kinds = {layouts[index] for index in streamed}
+        self._course = course
+        kinds = {layouts[index] for index in course.order}
         self.slot_bytes = max((layout.nbytes for layout in kinds), default=0)
         self._slots: list[Slot] = []
-        self._first = 0
         for _ in range(count):
             slab = engine.allocate(self.slot_bytes)
             tensors = {layout: block_tensors(layout, slab) for layout in kinds}
@@ -81,14 +80,9 @@ class Slots:
     def total_bytes(self) -> int:
         return self.slot_bytes * len(self._slots)
 
-    def go_to(self, index: int) -> None:
-        """Block ``index`` computes next; it need not be one of the streamed."""
-        self._first = bisect_left(self._streamed, index)
-
     def wanted(self) -> list[int]:
         """Which blocks belong in the slots, in the order in which they are needed."""
-        count = len(self._streamed)
-        return [self._streamed[(self._first + ahead) % count] for ahead in range(len(self._slots))]
+        return self._course.ahead(len(self._slots))
 
     def holding(self, index: int) -> Slot | None:
         """The slot in which a block is, or to which it is on its way."""
@@ -98,7 +92,7 @@ class Slots:
         """A block's slot may be overwritten once ``computed`` is passed.
 
         The block counts as gone at once, even if it comes again before its slot is needed: so blocks are
-        asked of the source in one order, round after round.
+        asked of the source in one order, pass after pass.
         """
         slot = self.holding(index)
         assert slot is not None

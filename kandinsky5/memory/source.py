@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Protocol
 
 import torch
 
 from kandinsky5.errors import OutOfMemory
+from kandinsky5.memory.course import Course
 from kandinsky5.memory.host import HostSlab, PageLock
 from kandinsky5.memory.layout import BlockLayout
 from kandinsky5.memory.transfer import Fence
@@ -41,10 +41,11 @@ class WeightSource(Protocol):
 
     layouts: tuple[BlockLayout, ...]
 
-    def start(self, order: Sequence[int], ready: Callable[[], None]) -> None:
-        """Begin: these blocks will be wanted in this order, round and round.
+    def start(self, course: Course, ready: Callable[[], None]) -> None:
+        """Begin: the blocks of this course will be wanted in its order, as far as it goes.
 
-        ``ready`` is called, by any thread, when a block has become available.
+        ``ready`` is called, by any thread, when a block has become available. The course changes between
+        calls of this source's methods alone.
         """
         ...
 
@@ -135,10 +136,10 @@ class PinnedSource:
         """Main memory held now."""
         return sum(slab.bytes.numel() for slab in tuple(self._slabs.values()))
 
-    def start(self, order: Sequence[int], ready: Callable[[], None]) -> None:
+    def start(self, course: Course, ready: Callable[[], None]) -> None:
         _check_unused(self._reader)
         self._reader = _Reader(ready)
-        for index in order:
+        for index in course.order:
             self._submit(index)
 
     def peek(self, index: int) -> torch.Tensor | None:
@@ -204,8 +205,8 @@ class _RingSlab:
 class DiskSource:
     """Blocks read from a file just before they are needed, into a few page-locked slabs used in turn.
 
-    Main memory holds ``ring`` blocks. In a pass through the blocks in their order every byte is read once;
-    a jump elsewhere throws away what was read ahead.
+    Main memory holds ``ring`` blocks. In a pass through the blocks in their order every byte is read once,
+    and none beyond the end of the course; a jump elsewhere throws away what was read ahead.
 
     Args:
         layouts: of every block.
@@ -233,8 +234,8 @@ class DiskSource:
         self.reads = 0
         self._fill, self._page_lock, self._ring = fill, page_lock, ring
         self._slabs: list[_RingSlab] = []
-        self._order: tuple[int, ...] = ()
-        self._coming: Iterator[int] = iter(())
+        self._course = Course(())
+        self._next = 0
         self._reads: dict[int, tuple[_RingSlab, Future[torch.Tensor]]] = {}
         self._reader: _Reader | None = None
         self._lock = threading.Lock()
@@ -244,12 +245,12 @@ class DiskSource:
         """Main memory held now."""
         return sum(item.slab.bytes.numel() for item in self._slabs)
 
-    def start(self, order: Sequence[int], ready: Callable[[], None]) -> None:
+    def start(self, course: Course, ready: Callable[[], None]) -> None:
         _check_unused(self._reader)
-        self._order = tuple(order)
-        largest = max((self.layouts[index].nbytes for index in order), default=0)
+        self._course = course
+        largest = max((self.layouts[index].nbytes for index in course.order), default=0)
         try:
-            for _ in range(min(self._ring, len(order))):
+            for _ in range(min(self._ring, len(course.order))):
                 self._slabs.append(_RingSlab(HostSlab(max(1, largest), self._page_lock)))
         except OutOfMemory:
             self.stop()
@@ -259,12 +260,12 @@ class DiskSource:
             log.warning("%s", self.notice)
         self._reader = _Reader(ready)
         with self._lock:
-            self._read_from(0)
+            self._read_from(course.position)
 
     def peek(self, index: int) -> torch.Tensor | None:
         with self._lock:
             if index not in self._reads and self._reader is not None:
-                self._read_from(self._order.index(index))
+                self._read_from(self._course.position_of(index))
             return _result(self._reads[index][1]) if index in self._reads else None
 
     def wait(self, index: int) -> None:
@@ -305,10 +306,10 @@ class DiskSource:
     def close(self) -> None:
         self.stop()
 
-    def _read_from(self, place: int) -> None:
-        """Forget what was read ahead and go on from this place in the order."""
+    def _read_from(self, position: int) -> None:
+        """Forget what was read ahead and go on from this position of the course."""
         self._forget_reads()
-        self._coming = islice(cycle(self._order), place, None)
+        self._next = position
         for slab in self._slabs:
             self._read_next(slab)
 
@@ -318,8 +319,9 @@ class DiskSource:
         self._reads.clear()
 
     def _read_next(self, slab: _RingSlab) -> None:
-        if self._reader is not None:
-            index = next(self._coming)
+        index = self._course.at(self._next)
+        if self._reader is not None and index is not None:
+            self._next += 1
             self._reads[index] = (slab, self._reader.submit(lambda: self._filled(index, slab)))
 
     def _filled(self, index: int, slab: _RingSlab) -> torch.Tensor:

@@ -104,8 +104,31 @@ def stage(
     )
 
 
+class Staged:
+    """What runs in stages that have the memory to themselves one after the other.
+
+    Attributes:
+        stages: with their peaks.
+    """
+
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Predicted for a job that begins with nothing loaded."""
+        return sum(item.seconds for item in self.stages)
+
+    @property
+    def peak_vram_bytes(self) -> int:
+        return max(item.peak_vram_bytes for item in self.stages)
+
+    @property
+    def peak_ram_bytes(self) -> int:
+        return max(item.peak_ram_bytes for item in self.stages)
+
+
 @dataclass(frozen=True)
-class Option(Generic[Settings]):
+class Option(Staged, Generic[Settings]):
     """One way to run one stage, or several that belong together.
 
     Attributes:
@@ -117,18 +140,6 @@ class Option(Generic[Settings]):
     settings: Settings
     stages: tuple[StagePlan, ...]
     rank: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return sum(item.seconds for item in self.stages)
-
-    @property
-    def peak_vram_bytes(self) -> int:
-        return max(item.peak_vram_bytes for item in self.stages)
-
-    @property
-    def peak_ram_bytes(self) -> int:
-        return max(item.peak_ram_bytes for item in self.stages)
 
     def fits(self, budget: Budget) -> bool:
         """Whether it stays within."""

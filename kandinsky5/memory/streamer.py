@@ -16,13 +16,14 @@ import traceback
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
 from kandinsky5.errors import OutOfMemory
+from kandinsky5.memory import meter
+from kandinsky5.memory.course import Course
 from kandinsky5.memory.host import HostSlab, page_lock_for
 from kandinsky5.memory.places import places_of
 from kandinsky5.memory.residency import MEMORY_ERRORS, is_out_of_memory
@@ -61,7 +62,8 @@ class Streamer:
 
     Calling a block is enough: a hook before its ``forward`` enters it. A block may be called several times
     in a row (guidance) and is copied once. After the last block comes the first one again, so copies run
-    on from one step into the next. Calling out of order works and costs the copies made in vain.
+    on from one step into the next; :meth:`expect` says when that ends. Calling out of order works and costs
+    the copies made in vain.
 
     Args:
         blocks: with parameters and saved buffers on the meta device, or elsewhere: what they hold is put
@@ -71,6 +73,7 @@ class Streamer:
         slots: buffers on the device, at least 1; from 2 on copies run beside the computing.
         resident: indices of the blocks that live on the device. Where the slots could hold all others,
             those are made resident too: it costs no more memory and copies nothing.
+        passes: as for :meth:`expect`.
         engine: None for the one that fits the device.
 
     Attributes:
@@ -90,10 +93,12 @@ class Streamer:
         device: torch.device,
         slots: int = 2,
         resident: Collection[int] = (),
+        passes: int | None = None,
         engine: TransferEngine | None = None,
     ) -> None:
         self._places = places_of(blocks, source.layouts)
         streamed = _streamed(len(blocks), resident, slots)
+        self._course = Course(streamed, passes)
         self._source = source
         self._lock = threading.RLock()
         self._closed = False
@@ -107,7 +112,7 @@ class Streamer:
             undo.callback(self._engine.close)
             with torch.inference_mode(False):  # the reader's thread, which is not in it, writes too
                 self._allocate(streamed, slots, device)
-            source.start(streamed, self._on_ready)
+            source.start(self._course, self._on_ready)
             undo.callback(self._stop_source)
             for index, block in enumerate(blocks):
                 undo.callback(block.register_forward_pre_hook(_Entering(self, index)).remove)
@@ -118,13 +123,19 @@ class Streamer:
     def __enter__(self) -> Streamer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+    def expect(self, passes: int | None) -> None:
+        """So many passes through the blocks come from now on; a pass that has begun is over.
+
+        Nothing is copied or read ahead beyond the last of them. A further one works all the same: its first
+        block comes when it is called. None sets no end.
+        """
+        with self._lock:
+            self._end_pass()
+            self._course.expect(passes)
+        self.pump()
 
     def enter(self, index: int) -> None:
         """Block ``index`` computes from now on, until another is entered; the hooks call it.
@@ -139,7 +150,7 @@ class Streamer:
         with self._lock:
             self._check_open()
             self._leave(now)
-            self._slots.go_to(index)
+            self._course.go_to(index)
         if index not in self._resident:
             slot = self._brought(index)
             assert slot.copied is not None
@@ -169,12 +180,11 @@ class Streamer:
             are counted in the next step.
         """
         with self._lock:
-            if self._current is not None:
-                self._slots.go_to(self._current + 1)
-                self._leave(self._engine.mark())
+            self._end_pass()
         self.pump()
         total = self.traffic()
         self._last_step, step = total, total - self._last_step
+        meter.note_moved(stall_s=step.stall_s)
         return step
 
     def traffic(self) -> Traffic:
@@ -196,7 +206,7 @@ class Streamer:
     def _allocate(self, streamed: list[int], slots: int, device: torch.device) -> None:
         layouts = self._source.layouts
         try:
-            self._slots = Slots(self._engine, layouts, streamed, slots if streamed else 0)
+            self._slots = Slots(self._engine, layouts, self._course, slots if streamed else 0)
             self.slot_bytes = self._slots.total_bytes
             self.resident_bytes = self._load_resident(device)
         except MEMORY_ERRORS as error:
@@ -228,6 +238,7 @@ class Streamer:
                 self._engine.copy(slab, host, self._engine.mark()).wait()
                 self._places[index].hold(block_tensors(layout, slab))
                 total += layout.nbytes
+                meter.note_moved(h2d_bytes=layout.nbytes)
         finally:
             staging.free()
         return total
@@ -253,7 +264,13 @@ class Streamer:
         self._source.done(index, self._slots.load(index, host))
         nbytes = self._source.layouts[index].nbytes
         self._sent = Traffic(self._sent.h2d_bytes + nbytes, 0, self._sent.loads + 1)
+        meter.note_moved(h2d_bytes=nbytes)
         return True
+
+    def _end_pass(self) -> None:
+        if self._current is not None:
+            self._course.end_pass()
+            self._leave(self._engine.mark())
 
     def _leave(self, computed: Fence) -> None:
         """Nothing more is computed with the current block: its slot is free once ``computed`` is passed."""
@@ -278,7 +295,7 @@ class Streamer:
         for places in self._places:
             places.put_back()
         self._current = None
-        self._slots = Slots(self._engine, (), (), 0)
+        self._slots = Slots(self._engine, (), Course(()), 0)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 Rule for ``auto``: encoding is in bf16, whole or streamed, because it decides every pixel and one pass over
 the layers takes seconds. Generating (expansion) passes over them once a token, so there NF4 competes with
-streaming, and wins wherever bf16 does not fit whole.
+streaming, and wins wherever bf16 does not fit whole. Where every way that fits would take too long
+(:func:`is_worthwhile`), the prompt is not expanded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kandinsky5.memory.budget import Budget, in_gb
 from kandinsky5.memory.demand import TEXT_LAYERS_TOO_FEW_TO_STREAM, PlanRequest
-from kandinsky5.memory.stage import Option, StagePlan, stage
+from kandinsky5.memory.stage import Option, StagePlan, best_of, stage
 
 EXPANSION_TOKENS = 256
 """Most tokens that are generated."""
@@ -21,6 +22,13 @@ PICTURE_TOKENS = 2048
 SLOTS = 2
 RING = 3
 """Layers held in main memory when they are streamed from the file."""
+MAX_EXPANSION_S = 120.0
+"""Most that expanding may be predicted to take: about what the shortest jobs take in all, which a better
+prompt should not double. Qwen2.5-VL 7B from main memory over PCIe 4 ×16 needs 134 s in bf16, 38 s in NF4."""
+HOST_UNPACK_BYTES_PER_S = 4e9
+"""Weights of NF4 as bf16 that a CPU of eight cores unpacks: 0.5 GB/s a core was measured."""
+HOST_QUANTISE_BYTES_PER_S = 0.3e9
+"""bf16 weights that it quantises: 40 MB/s a core was measured."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +56,59 @@ class TextPlan:
     expand: EncoderUse | None = None
 
 
+def best_text(job: PlanRequest, budget: Budget) -> Option[TextPlan]:
+    """The quickest way that fits and expands the prompt, if it is to be; else the quickest that does not."""
+    return best_text_of(text_options(job, budget), budget)
+
+
+def best_text_of(options: Iterable[Option[TextPlan]], budget: Budget) -> Option[TextPlan]:
+    """The same among these."""
+    choices = list(options)
+    expanding = [option for option in choices if option.settings.expand is not None]
+    can_expand = any(option.fits(budget) for option in expanding)
+    return best_of(expanding if can_expand else choices, budget)
+
+
+def is_worthwhile(source: str, seconds: float) -> bool:
+    """Whether a prompt should be expanded: never layer by layer from disk, and in :data:`MAX_EXPANSION_S`.
+
+    Args:
+        source: where the layers are, of :data:`~kandinsky5.memory.demand.SOURCES`. How fast a disk is, is
+            known least; 256 passes over a model on a slow one take an hour.
+        seconds: predicted for all tokens, loading not counted.
+    """
+    return source != "disk" and seconds <= MAX_EXPANSION_S
+
+
+def why_not_expanded(job: PlanRequest, budget: Budget) -> str:
+    """In a sentence, for a job that is to be expanded and whose plan leaves it out."""
+    ways = [(use, _expand(job, budget, use)) for use in _uses(job, budget, generating=True)]
+    fitting = [way for way in ways if Option(way[0], way[1:]).fits(budget)]
+    said = "the prompt is not expanded: "
+    if not fitting:
+        return f"{said}there is no room for the text encoder to write"
+    use, expanded = min(fitting, key=lambda way: way[1].seconds)
+    how = {"pinned": "streamed from RAM", "disk": "streamed from disk"}.get(use.source, "unpacked")
+    said += f"the text encoder in {use.weights}, {how} for each of {EXPANSION_TOKENS} tokens,"
+    said += f" would take about {expanded.seconds:.0f} s"
+    if use.weights == "nf4" or budget.on_cpu:
+        return said
+    if job.choices.text_weights == "bf16":
+        return f"{said}; text weights on auto take NF4 for it"
+    if "nf4" not in job.text_formats:
+        return f"{said}; NF4 is quicker and needs a working bitsandbytes (pip install bitsandbytes)"
+    return said
+
+
 def text_options(job: PlanRequest, budget: Budget) -> Iterator[Option[TextPlan]]:
-    """All ways to expand and encode."""
+    """All ways to encode, after expanding where that is wanted and worthwhile, and without it."""
+    writing = [(use, _expand(job, budget, use)) for use in _uses(job, budget, generating=True)]
     for encode in _uses(job, budget, generating=False):
         encoded = _encode(job, budget, encode)
-        if not job.expand:
-            yield Option(TextPlan(encode), (_loaded(encoded, job, budget, encode, again=True),))
-            continue
-        for expand in _uses(job, budget, generating=True):
-            expanded = _expand(job, budget, expand)
+        yield Option(TextPlan(encode), (_loaded(encoded, job, budget, encode, again=True),))
+        for expand, expanded in writing if job.expand else ():
+            if not is_worthwhile(expand.source, expanded.seconds):
+                continue
             yield Option(
                 TextPlan(encode, expand),
                 (
@@ -68,16 +120,22 @@ def text_options(job: PlanRequest, budget: Budget) -> Iterator[Option[TextPlan]]
 
 def _uses(job: PlanRequest, budget: Budget, *, generating: bool) -> Iterator[EncoderUse]:
     wanted = job.choices.text_weights
-    whole = job.plain("bf16")
+    whole, streams = job.plain("bf16"), _has_layers_to_stream(job)
     if wanted in (None, "bf16"):
         yield EncoderUse(whole, "resident")
-        if job.models.text_encoder.layers > TEXT_LAYERS_TOO_FEW_TO_STREAM:
+        if streams:
             if not budget.on_cpu:
                 yield EncoderUse(whole, "pinned", SLOTS)
             yield EncoderUse(whole, "disk", SLOTS, RING)
     nf4_works = not budget.on_cpu and "nf4" in job.text_formats
     if wanted == "nf4" or (wanted is None and generating and nf4_works):
         yield EncoderUse("nf4", "resident")
+        if streams and not budget.on_cpu:
+            yield EncoderUse("nf4", "pinned", SLOTS)  # not from disk: quantised anew in every pass
+
+
+def _has_layers_to_stream(job: PlanRequest) -> bool:
+    return job.models.text_encoder.layers > TEXT_LAYERS_TOO_FEW_TO_STREAM
 
 
 def _expand(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
@@ -85,10 +143,13 @@ def _expand(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
     positions = job.template_tokens + job.text_tokens + EXPANSION_TOKENS
     positions += PICTURE_TOKENS if job.picture else 0
     cache = 2 * encoder.layers * encoder.key_value_dim * positions * job.number_bytes
-    streamed = encoder.layers * encoder.layer_bytes(use.weights)
-    # Unpacking NF4 takes what its smaller weights save: a token costs as much as in bf16.
+    # On a GPU unpacking NF4 takes what its smaller weights save: a token costs as much as in bf16.
     read = encoder.total_bytes(job.plain("bf16"), generating=True, pictures=False)
-    per_token = max(read / speeds.device_bytes_per_s, _pass_seconds(use, streamed, budget))
+    per_token = max(
+        read / speeds.device_bytes_per_s,
+        _pass_seconds(job, use, budget),
+        _unpacking_seconds(job, use, budget),
+    )
     return _text_stage(
         job,
         budget,
@@ -105,8 +166,7 @@ def _encode(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
     positions = job.template_tokens + job.text_tokens
     positions += PICTURE_TOKENS if job.encoder_sees else 0
     flops = 2.0 * encoder.layers * encoder.layer_parameters * positions
-    computing = flops / budget.speeds.flops_per_s
-    streaming = _pass_seconds(use, encoder.layers * encoder.layer_bytes(use.weights), budget)
+    computing = flops / budget.speeds.flops_per_s + _unpacking_seconds(job, use, budget)
     return _text_stage(
         job,
         budget,
@@ -114,7 +174,7 @@ def _encode(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
         name="encode text",
         positions=positions,
         cache=0,
-        seconds=job.branches * max(computing, streaming),
+        seconds=job.branches * max(computing, _pass_seconds(job, use, budget)),
     )
 
 
@@ -131,22 +191,26 @@ def _text_stage(
     encoder, clip = job.models.text_encoder, job.models.clip
     generating = name == "expand"
     pictures = job.picture if generating else job.encoder_sees
-    layer, table = encoder.layer_bytes(use.weights), encoder.table_bytes(use.weights)
+    layer = encoder.layer_bytes(use.weights, job.number_bytes)
+    table = encoder.table_bytes(use.weights, job.number_bytes)
     device: dict[str, float] = {}
     host: dict[str, float] = {"token table": table}
     if use.source == "resident":
-        whole = encoder.total_bytes(use.weights, generating=generating, pictures=pictures)
-        device["text encoder"] = whole
+        device["text encoder"] = encoder.total_bytes(
+            use.weights, job.number_bytes, generating=generating, pictures=pictures
+        )
     else:
         device["slots"] = use.slots * layer
-        tower = encoder.vision_bytes(use.weights) if pictures else 0
+        tower = encoder.vision_bytes(use.weights, job.number_bytes) if pictures else 0
         # The tower has read the picture and is gone before the output layer gives the first token.
         device["vision tower, output layer"] = max(tower, table if generating else 0)
         held = encoder.layers if use.source == "pinned" else use.ring
         host["layers, pinned"] = held * layer
+    if use.weights == "nf4":
+        # One matrix, before it is quantised while loading, or unpacked for a product of many tokens.
+        device["unpacked matrix"] = encoder.largest_linear * job.number_bytes
     device["key-value cache"] = cache
-    if not generating:
-        device["CLIP"] = clip.total_bytes
+    device["CLIP"] = clip.total_bytes  # is loaded with the encoder, for expanding too
     numbers = positions * (3 * encoder.intermediate + 8 * encoder.hidden)
     return stage(
         name,
@@ -171,16 +235,28 @@ def _loaded(
     file_bytes = encoder.total_bytes("bf16", generating=generating, pictures=pictures)
     seconds = file_bytes / speeds.disk_bytes_per_s
     if use.weights == "nf4":
-        seconds += file_bytes / speeds.quantise_bytes_per_s
+        rate = HOST_QUANTISE_BYTES_PER_S if budget.on_cpu else speeds.quantise_bytes_per_s
+        seconds += file_bytes / rate
     return StagePlan(item.name, item.vram, item.ram, item.seconds + seconds, item.does)
 
 
-def _pass_seconds(use: EncoderUse, streamed_bytes: int, budget: Budget) -> float:
+def _pass_seconds(job: PlanRequest, use: EncoderUse, budget: Budget) -> float:
+    """What one pass over the layers takes to be brought to the device."""
+    encoder = job.models.text_encoder
+    streamed = encoder.layers * encoder.layer_bytes(use.weights, job.number_bytes)
     if use.source == "resident":
         return 0.0
     if use.source == "disk":
-        return streamed_bytes / budget.speeds.disk_bytes_per_s
-    return streamed_bytes / budget.speeds.link_bytes_per_s
+        return streamed / budget.speeds.disk_bytes_per_s
+    return streamed / budget.speeds.link_bytes_per_s
+
+
+def _unpacking_seconds(job: PlanRequest, use: EncoderUse, budget: Budget) -> float:
+    """What one pass over the layers takes to unpack on a CPU."""
+    if use.weights != "nf4" or not budget.on_cpu:
+        return 0.0
+    encoder = job.models.text_encoder
+    return 2 * encoder.layers * encoder.linear_parameters / HOST_UNPACK_BYTES_PER_S
 
 
 def _in_words(use: EncoderUse, layer_bytes: int) -> str:

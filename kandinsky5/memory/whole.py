@@ -10,6 +10,8 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import nn
 
+from kandinsky5.memory import meter
+
 Model = TypeVar("Model")
 Home = Literal["device", "ram", "disk"]
 """Where a model stays while it is not used; from ``disk`` it is read again each time."""
@@ -51,13 +53,16 @@ class WholeTenant(Generic[Model]):
         if self._model is None:
             first = torch.device("cpu") if self._home == "ram" else self._device
             self._model = self._load(first)
+            if first.type != "cpu":
+                tensors = (t for module in self._modules(self._model) for t in _saved(module))
+                meter.note_moved(h2d_bytes=sum(tensor.nbytes for tensor in tensors))
         if self._home == "ram":
             for module in self._modules(self._model):
                 for entries, name in _places(module):
                     master = entries[name]
                     assert master is not None
                     self._masters.append((entries, name, master))
-                    entries[name] = _like(master, master.to(self._device, non_blocking=True))
+                    entries[name] = _like(master, to_device(master, self._device))
         return self._model
 
     def leave(self) -> None:
@@ -101,7 +106,7 @@ def part_on_device(
             assert old is not None
             host = torch.empty(old.shape, dtype=old.dtype, device="cpu")
             read({name: host})
-            entries[leaf] = _like(old, host.to(device))
+            entries[leaf] = _like(old, to_device(host, device))
             before.append((entries, leaf, old))
         yield
     finally:
@@ -111,11 +116,15 @@ def part_on_device(
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in main memory, to wait there; as it is where it is there already."""
+    if tensor.device.type != "cpu":
+        meter.note_moved(d2h_bytes=tensor.nbytes)
     return tensor.to("cpu")
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on the device."""
+    if tensor.device.type == "cpu" != device.type:
+        meter.note_moved(h2d_bytes=tensor.nbytes)
     return tensor.to(device, non_blocking=True)
 
 

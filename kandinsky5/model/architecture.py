@@ -204,7 +204,8 @@ def check_tensors(path: Path, shapes: Shapes, model: nn.Module, title: str) -> N
 
 def _not_kandinsky(path: Path, missing: str, shapes: Shapes) -> CheckpointError:
     unexpected = next((name for name in shapes if not _OWN_NAME.match(name)), None)
-    family = foreign_family(shapes)
+    is_lora = any(".lora_" in name for name in shapes)
+    family = "a LoRA, which goes beside a model" if is_lora else foreign_family(shapes)
     looks = f" (looks like {family})" if family else ""
     also = f", first unexpected {shown(unexpected)}" if unexpected else ""
     return CheckpointError(

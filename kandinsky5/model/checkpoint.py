@@ -164,8 +164,7 @@ def weights_of(path: Path) -> Path:
         return _weights_in(path)
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
-    if match := _SHARD.fullmatch(path.name):
-        index = path.with_name(match[1] + WEIGHTS_SUFFIX + INDEX_SUFFIX)
+    if index := _index_of(path):
         if not index.exists():
             raise CheckpointError(path, f"one part of a model whose {index.name} is not beside it")
         return index
@@ -198,6 +197,32 @@ def _weights_in(folder: Path) -> Path:
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     hint = f"; {pickles[0]} is a pickle and can run code" if pickles else ""
     raise CheckpointError(folder, f"no {WEIGHTS_SUFFIX} model in this folder{hint}")
+
+
+def lacking_weights(folder: Path) -> Path | None:
+    """The first file of a folder's weights that is not there, such as a shard not yet fetched; else None.
+
+    Of files that are there and cannot be used nothing is said: whoever opens them names what is wrong.
+    """
+    try:
+        found = weights_of(folder)
+    except CheckpointError:
+        weights = sorted(folder.glob(f"*{WEIGHTS_SUFFIX}"))
+        index = _index_of(weights[0]) if weights else folder / f"*{WEIGHTS_SUFFIX}"
+        return None if index is None or index.exists() else index
+    if not found.name.endswith(INDEX_SUFFIX):
+        return None
+    try:
+        places = [found.parent / shard for shard in shards_of(found)]
+    except CheckpointError:
+        return None
+    return next((place for place in places if not place.exists()), None)
+
+
+def _index_of(shard: Path) -> Path | None:
+    """The index to which a file belongs by its name."""
+    match = _SHARD.fullmatch(shard.name)
+    return shard.with_name(match[1] + WEIGHTS_SUFFIX + INDEX_SUFFIX) if match else None
 
 
 def shards_of(index: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ streamed, quantised or cached: linear layers come from a factory, attention from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from kandinsky5.model.attention import AttentionEngine, NablaParams, sdpa
 from kandinsky5.model.chunks import WHOLE, ActivationChunks
+from kandinsky5.model.dimensions import dimensions_of
 from kandinsky5.model.layers import (
     Attention,
     CrossAttention,
@@ -72,13 +73,7 @@ class DiTConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
         """Read a published ``config.json``; keys that are not dimensions of the model are ignored."""
-        known = {field.name for field in fields(cls)}
-        dimensions: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in known
-        }
-        return cls(**dimensions)
+        return cls(**dimensions_of(cls, values))
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,6 @@ class DiffusionTransformer3D(nn.Module):
         self.out_layer = OutLayer(
             config.model_dim, config.time_dim, config.out_visual_dim, config.patch_size
         )
-
         self.chunks = WHOLE
 
     def use_attention(self, engine: AttentionEngine) -> None:

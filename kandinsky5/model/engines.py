@@ -70,9 +70,8 @@ class EngineKind:
             unbatched = query.dim() == 3
             q, k, v = (t.unsqueeze(0) if unbatched else t for t in (query, key, value))
             out = function(q, k, v, **options)
-            out = (
-                out[0] if isinstance(out, tuple) else out
-            )  # with the log-sum-exp, in some releases
+            if isinstance(out, tuple):  # some releases give the log-sum-exp as well
+                out = out[0]
             return out.squeeze(0) if unbatched else out
 
         return attend

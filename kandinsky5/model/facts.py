@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from kandinsky5.model.checkpoint import Checkpoint, weights_of
 from kandinsky5.model.dit import DiTConfig
 from kandinsky5.model.file_stamp import FileStamp, file_stamp
 from kandinsky5.model.reader import checked_model
+from kandinsky5.model.text_loading import OUTER_NAMES, TOWER_NAMES
 from kandinsky5.model.weights import quantization_of
 
 SAMPLED_TENSORS = 64
@@ -43,6 +45,36 @@ def transformer_facts(path: Path) -> TransformerFacts:
     return _transformer_facts(found, file_stamp(found))
 
 
+@dataclass(frozen=True)
+class TextEncoderFacts:
+    """Dimensions of a Qwen2.5-VL, told from the shapes of its tensors.
+
+    Attributes:
+        hidden, layers, key_value_dim, intermediate: of the language part.
+        vocabulary: rows of the token table.
+        vision_parameters: of the vision tower; 0 without one.
+        tied: whether there is no output layer beside the table.
+    """
+
+    hidden: int
+    layers: int
+    key_value_dim: int
+    intermediate: int
+    vocabulary: int
+    vision_parameters: int
+    tied: bool
+
+
+def text_encoder_facts(folder: Path) -> TextEncoderFacts | None:
+    """Told from headers alone; None where it is no such model, which whoever loads it explains.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    found = weights_of(folder)
+    return _text_encoder_facts(found, file_stamp(found))
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 of a checkpoint's header and of a few bytes of its tensors, in hex.
 
@@ -64,6 +96,30 @@ def _transformer_facts(path: Path, stamp: FileStamp) -> TransformerFacts:
     with Checkpoint(path) as checkpoint:
         config = checked_model(checkpoint)[0].config
         return TransformerFacts(config, quantization_of(checkpoint.tensors, checkpoint.metadata))
+
+
+@lru_cache(maxsize=8)
+def _text_encoder_facts(path: Path, stamp: FileStamp) -> TextEncoderFacts | None:
+    with Checkpoint(path) as checkpoint:
+        stored = checkpoint.shapes
+    shapes = {
+        name[found.end() :]: stored[name] for name in stored if (found := OUTER_NAMES.match(name))
+    }
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    names = ("embed_tokens", "layers.0.self_attn.k_proj", "layers.0.mlp.gate_proj")
+    matrices = [shapes.get(f"{name}.weight", ()) for name in names]
+    if any(len(shape) != 2 for shape in matrices):
+        return None
+    (vocabulary, hidden), (key_value_dim, _), (intermediate, _) = matrices
+    return TextEncoderFacts(
+        hidden=hidden,
+        layers=len(layers),
+        key_value_dim=key_value_dim,
+        intermediate=intermediate,
+        vocabulary=vocabulary,
+        vision_parameters=sum(math.prod(stored[n]) for n in stored if TOWER_NAMES.match(n)),
+        tied=not any(name.endswith("lm_head.weight") for name in stored),
+    )
 
 
 @lru_cache(maxsize=16)

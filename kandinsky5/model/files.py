@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from kandinsky5.errors import CheckpointError, UserError
-from kandinsky5.model.checkpoint import WEIGHTS_SUFFIX, read_json, weights_of
+from kandinsky5.model.checkpoint import WEIGHTS_SUFFIX, lacking_weights, read_json, weights_of
+from kandinsky5.model.parts import PARTS, repository_of, vae_class_of
 from kandinsky5.presets import DEMO_FOLDER, PRESETS, Preset
 
 LITE_CHECKPOINTS = Path(__file__).resolve().parents[2] / "lite_checkpoints"
@@ -54,54 +55,6 @@ class ModelChoice(Protocol):
     def dit(self) -> str | None: ...
     @property
     def model_dir(self) -> str | None: ...
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of a model beside the transformer.
-
-    Attributes:
-        title: for messages.
-        folders: names inside a model folder, in the order looked at.
-        repository: the repository on the hub that also has it.
-        inner: its folder in that repository.
-        proofs: files of which one must be there; a suffix stands for any file that ends so.
-    """
-
-    title: str
-    folders: tuple[str, ...]
-    repository: str
-    inner: str
-    proofs: tuple[tuple[str, ...], ...]
-
-
-_WEIGHTS_AND_CONFIG = (("config.json",), (WEIGHTS_SUFFIX,))
-_TOKENIZER_FILES = (("tokenizer.json", "vocab.json"),)
-QWEN_REPOSITORY = "Qwen/Qwen2.5-VL-7B-Instruct"
-_CLIP = "openai/clip-vit-large-patch14"
-_VAE_OF = {
-    "hunyuan": ("hunyuanvideo-community/HunyuanVideo", "AutoencoderKLHunyuanVideo"),
-    "flux": ("black-forest-labs/FLUX.1-dev", "AutoencoderKL"),
-}
-_PARTS = {
-    "vae": _Part("VAE", ("vae",), "", "vae", _WEIGHTS_AND_CONFIG),
-    "text_encoder": _Part(
-        "text encoder", ("text_encoder",), QWEN_REPOSITORY, "", _WEIGHTS_AND_CONFIG
-    ),
-    "tokenizer": _Part(
-        "tokenizer", ("tokenizer", "text_encoder"), QWEN_REPOSITORY, "", _TOKENIZER_FILES
-    ),
-    "text_encoder_2": _Part(
-        "CLIP text encoder", ("text_encoder_2", "text_encoder2"), _CLIP, "", _WEIGHTS_AND_CONFIG
-    ),
-    "tokenizer_2": _Part(
-        "CLIP tokenizer",
-        ("tokenizer_2", "text_encoder_2", "text_encoder2"),
-        _CLIP,
-        "",
-        _TOKENIZER_FILES,
-    ),
-}
 
 
 def typed_path(field: str, text: str) -> Path:
@@ -158,7 +111,7 @@ def locate_model(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> Mode
     given = typed_transformer(request)
     search = _search_for(request, models_dirs)
     transformer = given or search.transformer()
-    parts = {name: search.part(name) for name in _PARTS}
+    parts = {name: search.part(name) for name in PARTS}
     if search.missing:
         raise search.complaint()
     return ModelFiles(
@@ -188,21 +141,12 @@ def parts_at_hand(preset: Preset, models_dirs: Sequence[Path] = ()) -> dict[str,
     """The parts of a preset's model that are on this machine, by the names of :class:`ModelFiles`."""
     roots = [*models_dirs, LITE_CHECKPOINTS, hub_cache()]
     found = {}
-    for name in ("transformer", *_PARTS):
+    for name in ("transformer", *PARTS):
         search = _Search(preset, _own_folders(roots, preset), roots)
         path = search.transformer() if name == "transformer" else search.part(name)
         if not search.missing:
             found[name] = path
     return found
-
-
-def repositories_of(preset: Preset) -> dict[str, str]:
-    """Where on the hub each part beside the transformer is; of two places the one that is not gated."""
-    vae = preset.diffusers_repository if preset.vae == "flux" else _VAE_OF[preset.vae][0]
-    return {
-        "vae": vae,
-        **{name: part.repository for name, part in _PARTS.items() if part.repository},
-    }
 
 
 def _search_for(request: ModelChoice, models_dirs: Sequence[Path]) -> _Search:
@@ -235,12 +179,16 @@ class _Search:
         for folder in self._folders:
             looked_at.append(folder / "transformer")
             looked_at += [folder / "model" / file] if file else []
-            looked_at += [] if self._roots else [folder / "model"]
+            looked_at.append(folder / "model")
         for root in self._roots:
             looked_at += [root / inner / file for inner in ("", "model", *COMFYUI_FOLDERS)]
+        folders = [path for path in looked_at if path.is_dir()]
         for path in looked_at:
-            if path.is_file() or _has(path, WEIGHTS_SUFFIX):
+            if path.is_file() or (path in folders and lacking_weights(path) is None):
                 return path
+        begun = [path for path in folders if any(path.glob(f"*{WEIGHTS_SUFFIX}"))]
+        if begun:
+            return self._miss("transformer", lacking_weights(begun[0]) or begun[0])
         official = [
             path for path in looked_at if path.parent.name == "model" and path.parent.is_dir()
         ]
@@ -249,18 +197,17 @@ class _Search:
 
     def part(self, name: str) -> Path:
         """The folder of one of the other parts."""
-        part = _PARTS[name]
-        repository = _VAE_OF[self._preset.vae][0] if name == "vae" else part.repository
+        part, repository = PARTS[name], repository_of(name, self._preset)
         looked_at = [folder / inner for folder in self._folders for inner in part.folders]
         for root in self._roots:
             looked_at += [copy / part.inner for copy in _copies(root, repository)]
             looked_at += [root / inner for inner in part.folders]
         for folder in looked_at:
-            if _lacking(part, folder) is None and self._is_wanted(name, folder):
+            if part.lacks(folder) is None and self._is_wanted(name, folder):
                 return folder
-        begun = [folder for folder in looked_at if folder.is_dir() and _lacking(part, folder)]
-        usual = _cached(hub_cache(), repository) if self._roots else looked_at[0]
-        return self._miss(part.title, _lacking(part, begun[0]) or usual if begun else usual)
+        begun = [lost for folder in looked_at if folder.is_dir() and (lost := part.lacks(folder))]
+        usual = cached_repository(hub_cache(), repository) if self._roots else looked_at[0]
+        return self._miss(part.title, begun[0] if begun else usual)
 
     def complaint(self) -> CheckpointError:
         """The error that names the first missing part with its path, and the other parts."""
@@ -287,7 +234,7 @@ class _Search:
         """Among models of several kinds a VAE is taken only if it is of the preset's kind."""
         if name != "vae" or not self._roots:
             return True
-        wanted = _VAE_OF[self._preset.vae][1]
+        wanted = vae_class_of(self._preset)
         try:
             found = read_json(folder / "config.json").get("_class_name", wanted)
         except CheckpointError:
@@ -313,25 +260,6 @@ def _typed_folder(text: str) -> Path:
     return folder
 
 
-def _has(folder: Path, name: str) -> bool:
-    """Whether a folder has a file of that name, or, given a suffix, any file that ends so."""
-    if not name.startswith("."):
-        return (folder / name).is_file()
-    try:
-        return any(entry.name.endswith(name) for entry in folder.iterdir())
-    except OSError:
-        return False
-
-
-def _lacking(part: _Part, folder: Path) -> Path | None:
-    """The file that is not there, or None for a folder that has all it needs."""
-    for choices in part.proofs:
-        if not any(_has(folder, choice) for choice in choices):
-            first = choices[0]
-            return folder / (f"*{first}" if first.startswith(".") else first)
-    return None
-
-
 def _own_folders(roots: Sequence[Path], preset: Preset) -> list[Path]:
     """Folders that by their names are copies of the preset's own repositories."""
     repositories = (preset.diffusers_repository, preset.repository)
@@ -343,7 +271,7 @@ def _own_folders(roots: Sequence[Path], preset: Preset) -> list[Path]:
     return found
 
 
-def _cached(root: Path, repository: str) -> Path:
+def cached_repository(root: Path, repository: str) -> Path:
     """The repository's folder in a cache of the hub's library."""
     return root / f"models--{repository.replace('/', '--')}"
 
@@ -351,7 +279,7 @@ def _cached(root: Path, repository: str) -> Path:
 def _copies(root: Path, repository: str) -> list[Path]:
     """Copies of a hub repository below a root: plain folders of its name, and snapshots of a cache."""
     copies = [root / repository.split("/")[1], root / repository]
-    cached = _cached(root, repository)
+    cached = cached_repository(root, repository)
     try:
         revisions = sorted(entry.name for entry in (cached / "snapshots").iterdir())
     except OSError:

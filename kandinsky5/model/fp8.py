@@ -18,6 +18,9 @@ MIN_LARGEST = 1e-12
 ALIGNMENT = 16
 """``torch._scaled_mm`` takes input and output widths that are multiples of this."""
 
+_distrusted: set[int] = set()
+"""Indices of cards whose float8 product gave wrong numbers in this process."""
+
 
 class Fp8Linear(nn.Module):
     """``nn.Linear`` whose weight is float8 times a scale.
@@ -84,7 +87,7 @@ class Fp8Linear(nn.Module):
             and x.numel() > 0
             and self.in_features % ALIGNMENT == 0
             and self.out_features % ALIGNMENT == 0
-            and torch.cuda.get_device_capability(x.device) >= MIN_CAPABILITY
+            and has_product(x.device)
         )
 
     def _scaled_product(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,6 +114,18 @@ class Fp8Linear(nn.Module):
         if self.bias is not None:
             out += self.bias
         return out.unflatten(0, x.shape[:-1])
+
+
+def has_product(device: torch.device) -> bool:
+    """Whether the device has a float8 product that is to be used."""
+    if device.type != "cuda" or (device.index or 0) in _distrusted:
+        return False
+    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+
+
+def distrust_product(device: torch.device) -> None:
+    """Have all layers on a card dequantise from now on."""
+    _distrusted.add(device.index or 0)
 
 
 def float8_scale(largest: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,16 @@ in ``vae_tiling``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-NORM_EPS = 1e-6
+from kandinsky5.model.dimensions import dimensions_of
+from kandinsky5.model.vae_attention import NORM_EPS, WideAttention, attended
+
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -44,12 +46,8 @@ class ImageVAEConfig:
 
         Where it says nothing of the two quant convolutions they are there, as in diffusers.
         """
-        known = {field.name for field in fields(cls)}
-        dimensions: dict[str, Any] = {"use_quant_conv": True, "use_post_quant_conv": True}
-        for key, value in values.items():
-            if key in known:
-                dimensions[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**dimensions)
+        unsaid = {"use_quant_conv": True, "use_post_quant_conv": True}
+        return cls(**{**unsaid, **dimensions_of(cls, values)})
 
 
 class ResnetBlock(nn.Module):
@@ -71,23 +69,13 @@ class ResnetBlock(nn.Module):
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class PixelAttention(nn.Module):
+class PixelAttention(WideAttention):
     """One head of attention in which every cell sees all others."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] → the same shape."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]
-        out = F.scaled_dot_product_attention(
-            self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        )
+        out = attended(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + self.to_out[0](out)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.architecture import empty_transformer, foreign_family
-from kandinsky5.model.checkpoint import Checkpoint
+from kandinsky5.model.checkpoint import Checkpoint, read_json
 from kandinsky5.model.dit import DiTConfig
 from kandinsky5.model.weights import (
     is_beside_weights,
@@ -29,6 +29,9 @@ _FAMILY = {
     (4096, 16384, 1024, 4, 60): "pro",
 }
 """(model_dim, ff_dim, time_dim, text blocks, visual blocks) of the published transformers."""
+
+_PIPELINE = re.compile(r"Kandinsky5([TI]2[VI])Pipeline")
+"""diffusers' names of its pipelines."""
 
 _DTYPE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "I8": "int8"}
 
@@ -200,14 +203,28 @@ def _model_name(config: DiTConfig, metadata: Mapping[str, str]) -> str:
 
 
 def _task_hint(path: Path, config: DiTConfig, model: str) -> str:
-    """The task a name says (the file's, then the repository's), else what the shapes leave open."""
+    """The task a name says (of file, repository or pipeline), else what the shapes leave open."""
     if model == "demo":
         return "t2v or i2v"
     folders = [folder.name for folder in path.parents if "kandinsky-5" in folder.name.lower()]
     for part in (path.name, *folders):
         if found := re.search(r"(?<![a-z0-9])([ti]2[vi])(?![a-z0-9])", part.lower()):
             return found[1]
+    if hint := _pipelines_task(path):
+        return hint
     conditioned = config.input_channels > config.in_visual_dim
     if model == "image":
         return "i2i" if conditioned else "t2i"
     return "t2v or i2v" if conditioned else "unknown"
+
+
+def _pipelines_task(path: Path) -> str | None:
+    """What the ``model_index.json`` of a ``-Diffusers`` folder says of the transformer in it."""
+    if path.parent.name != "transformer":
+        return None
+    try:
+        name = read_json(path.parent.parent / "model_index.json").get("_class_name")
+    except CheckpointError:
+        return None
+    found = _PIPELINE.fullmatch(name) if isinstance(name, str) else None
+    return found[1].lower() if found else None

@@ -332,7 +332,6 @@ class OutLayer(nn.Module):
         patches = patches.unflatten(-2, grid).unflatten(-1, (-1, *self.patch_size))
         first = patches.dim() - 7
         order = (first, first + 4, first + 1, first + 5, first + 2, first + 6, first + 3)
-        *batch, t, pt, h, ph, w, pw, channels = (
-            pixels := patches.permute(*range(first), *order)
-        ).shape
+        pixels = patches.permute(*range(first), *order)
+        *batch, t, pt, h, ph, w, pw, channels = pixels.shape
         return pixels.reshape(*batch, t * pt, h * ph, w * pw, channels)

@@ -52,9 +52,8 @@ def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> 
     """
     preset = PRESETS[request.preset]
     given = typed_transformer(request)
-    if (
-        given is not None
-    ):  # before anything else: a wrong file must not cost the fetching of the others
+    if given is not None:
+        # Before anything else: a wrong file must not cost the fetching of the others.
         check_transformer(given, preset)
     files = locate_model(request, models_dirs)
     dit, warning = _checked(files.transformer, preset)

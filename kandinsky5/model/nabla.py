@@ -241,11 +241,10 @@ def _flex(
 ) -> torch.Tensor:
     from torch.nn.attention.flex_attention import BlockMask
 
+    another = indices.view(indices.shape)  # torch's CPU kernel cannot take one tensor twice
     mask = BlockMask.from_kv_blocks(
         torch.zeros_like(counts),
-        indices.view(
-            indices.shape
-        ),  # one tensor given twice is more than torch's CPU kernel can take
+        another,
         counts,
         indices,
         BLOCK_SIZE=BLOCK_TOKENS,

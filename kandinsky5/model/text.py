@@ -8,6 +8,7 @@ be edited, its vision tower (:mod:`kandinsky5.model.text_picture`); its output l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class TextEncoders:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        qwen: Any | None = None,
+        qwen: Callable[[], Any] | None = None,
         sight: Sight | None = None,
     ) -> TextEncoders:
         """Read both encoders from local folders; nothing is downloaded.
@@ -102,7 +103,7 @@ class TextEncoders:
             files: folders of the encoders and of their tokenizers, which may be the same ones.
             device: where the weights go, straight from the files.
             dtype: of Qwen's weights. CLIP is small and stays float32, as published.
-            qwen: the language part where somebody else brings its weights; None reads it.
+            qwen: gives the language part where somebody else brings its weights; None reads it.
             sight: Qwen's vision, where it is to see pictures.
 
         Raises:
@@ -113,11 +114,13 @@ class TextEncoders:
         clip = load_clip(files.text_encoder_2, device=device, dtype=torch.float32)
         check_vocabulary(clip_tokenizer, clip, files.tokenizer_2)
         if qwen is None:
-            qwen = load_qwen(files.text_encoder, device=device, dtype=dtype)
-        check_vocabulary(qwen_tokenizer, qwen, files.tokenizer)
+            language = load_qwen(files.text_encoder, device=device, dtype=dtype)
+        else:
+            language = qwen()
+        check_vocabulary(qwen_tokenizer, language, files.tokenizer)
         if sight is not None:
             sight.check_tokenizer(qwen_tokenizer, files.tokenizer)
-        return cls(qwen, qwen_tokenizer, clip, clip_tokenizer, sight)
+        return cls(language, qwen_tokenizer, clip, clip_tokenizer, sight)
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

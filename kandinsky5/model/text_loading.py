@@ -20,7 +20,7 @@ from kandinsky5.model.checkpoint import Checkpoint, read_json
 from kandinsky5.model.reader import put_tensor
 from kandinsky5.model.safetensors_file import shown
 
-_QWEN_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
+QWEN_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
 _CLIP_TYPES = ("clip", "clip_text_model")
 """``model_type`` of the configurations that fit."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -28,9 +28,9 @@ _FLOATS = ("F16", "BF16", "F32", "F64")
 _PUBLISHED_PIXELS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384}
 """Of a picture as Qwen2.5-VL-7B-Instruct sees it; smaller and larger ones are scaled."""
 
-_OUTER_NAMES = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?")
+OUTER_NAMES = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?")
 """What savers of different versions put before the names of the language part."""
-_TOWER_NAMES = re.compile(r"(model\.)?visual\.")
+TOWER_NAMES = re.compile(r"(model\.)?visual\.")
 """The same for the vision tower."""
 
 
@@ -54,7 +54,7 @@ def load_vision_tower(folder: Path, *, device: torch.device, dtype: torch.dtype)
 
     tower = qwen.Qwen2_5_VisionTransformerPretrainedModel
     with EncoderReader(
-        tower, folder, _QWEN_TYPES[:1], dtype=dtype, part="vision_config", outer=_TOWER_NAMES
+        tower, folder, QWEN_TYPES[:1], dtype=dtype, part="vision_config", outer=TOWER_NAMES
     ) as reader:
         return reader.load(device)
 
@@ -67,7 +67,7 @@ def without_parts(folder: Path) -> Any:
     """
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-    model = _without_weights(Qwen2_5_VLModel, folder, _QWEN_TYPES[:1], part=None).eval()
+    model = _without_weights(Qwen2_5_VLModel, folder, QWEN_TYPES[:1], part=None).eval()
     model.visual = model.language_model = None
     return model
 
@@ -179,7 +179,7 @@ class EncoderReader:
         *,
         dtype: torch.dtype,
         part: str = "text_config",
-        outer: re.Pattern[str] = _OUTER_NAMES,
+        outer: re.Pattern[str] = OUTER_NAMES,
     ) -> None:
         if not folder.is_dir():
             raise CheckpointError(folder, "no such folder; it should hold a text encoder")
@@ -202,7 +202,7 @@ class EncoderReader:
         """The language part of Qwen2.5-VL, as :func:`load_qwen` gives it."""
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-        return cls(Qwen2_5_VLTextModel, folder, _QWEN_TYPES, dtype=dtype)
+        return cls(Qwen2_5_VLTextModel, folder, QWEN_TYPES, dtype=dtype)
 
     def read_into(self, targets: Mapping[str, torch.Tensor]) -> None:
         """Fill tensors of main memory; several threads may do so at once.
@@ -213,18 +213,29 @@ class EncoderReader:
         Raises:
             CheckpointError: the file cannot be read or has become shorter.
         """
-        for name, target in targets.items():
-            target.copy_(self._checkpoint.read(self._places[name]))
+        done: set[str] = set()
+        for name in targets:
+            if name in done:
+                continue
+            for made, tensor in self._made_of(name).items():
+                done.add(made)
+                if made in targets:
+                    targets[made].copy_(tensor)
 
     def load(self, device: torch.device) -> Any:
         """The model with all its weights on a device, one at a time from the file."""
+        expected = self.model.state_dict()
         ours = {stored: name for name, stored in self._places.items()}
         for stored in self._checkpoint.names_in_file_order():
             if name := ours.get(stored):
-                dtype = self.model.get_parameter(name).dtype
-                tensor = self._checkpoint.read(stored).to(device=device, dtype=dtype)
-                put_tensor(self.model, name, tensor)
+                for made, tensor in self._made_of(name).items():
+                    there = tensor.to(device=device, dtype=expected[made].dtype)
+                    put_tensor(self.model, made, there)
         return self.model.to(device)  # only its few buffers are still to move
+
+    def _made_of(self, name: str) -> dict[str, torch.Tensor]:
+        """All tensors of the model that are made of the stored one that ``name`` is made of."""
+        return {name: self._checkpoint.read(self._places[name])}
 
     def close(self) -> None:
         """Let go of the file."""

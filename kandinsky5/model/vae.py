@@ -8,16 +8,18 @@ frames. One tile goes in, one tile comes out; tiling lives in ``vae_tiling``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kandinsky5.model.dimensions import dimensions_of
+from kandinsky5.model.vae_attention import NORM_EPS, WideAttention, attended
+
 Triple = tuple[int, int, int]
 
-NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -40,13 +42,7 @@ class VideoVAEConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VideoVAEConfig:
         """Read a ``config.json``; keys that are not dimensions of the model are ignored."""
-        known = {field.name for field in fields(cls)}
-        dimensions: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in known
-        }
-        return cls(**dimensions)
+        return cls(**dimensions_of(cls, values))
 
     @property
     def strides(self) -> tuple[Triple, ...]:
@@ -94,19 +90,11 @@ class ResnetBlock(nn.Module):
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class PrefixAttention(nn.Module):
+class PrefixAttention(WideAttention):
     """One head of attention in which every frame sees itself and all earlier frames.
 
     Going frame by frame over the prefix needs no S×S mask.
     """
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=NORM_EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, T, H, W] → the same shape."""
@@ -114,13 +102,11 @@ class PrefixAttention(nn.Module):
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         query, key, value = (f(tokens).unsqueeze(1) for f in (self.to_q, self.to_k, self.to_v))
         area = height * width
-        attended = [
-            F.scaled_dot_product_attention(
-                query[:, :, (end - area) : end], key[:, :, :end], value[:, :, :end]
-            )
+        frames_out = [
+            attended(query[:, :, (end - area) : end], key[:, :, :end], value[:, :, :end])
             for end in range(area, frames * area + 1, area)
         ]
-        out = self.to_out[0](torch.cat(attended, dim=2).squeeze(1))
+        out = self.to_out[0](torch.cat(frames_out, dim=2).squeeze(1))
         return x + out.transpose(1, 2).unflatten(2, (frames, height, width))
 
 

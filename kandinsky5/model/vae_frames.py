@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kandinsky5.model.vae import PrefixAttention, ResnetBlock, Upsample
+from kandinsky5.model.vae_attention import attended
 
 Past = dict[int, list[torch.Tensor]]
 """The last padded frames that each layer has seen, by the layer's id."""
@@ -130,14 +131,17 @@ class FrameGrowth:
 
     A grown pixel sees only two pixels of each axis of what is not yet grown, and a frame of a doubled pair
     only two frames: the taps that meet the same one are added up.
+
+    Attributes:
+        doubles: whether it doubles the frames.
     """
 
     def __init__(self, upsample: Upsample) -> None:
         conv = upsample.conv.conv
         first, middle, last = (tap.float() for tap in conv.weight.unbind(2))
-        self._doubles = upsample.factor[0] > 1
+        self.doubles = upsample.factor[0] > 1
         self._bias, self._dtype = conv.bias, conv.weight.dtype
-        if self._doubles:  # kernels over (the frame before, this frame)
+        if self.doubles:  # kernels over (the frame before, this frame)
             self._of_first = self._phases(first + middle, last)
             self._of_second = self._phases(first, middle + last)
         else:
@@ -150,9 +154,9 @@ class FrameGrowth:
             yield self._grow([x], [[summed(taps) for taps in zip(*self._of_second, strict=True)]])
             return
         started = id(self) in past
-        seen = [*past.get(id(self), [x] if self._doubles else [x, x]), x]
+        seen = [*past.get(id(self), [x] if self.doubles else [x, x]), x]
         past[id(self)] = seen[1:]
-        if self._doubles and started:
+        if self.doubles and started:
             yield self._grow(seen, self._of_first)
         yield self._grow(seen, self._of_second)
 
@@ -198,10 +202,8 @@ def add_attention(layer: PrefixAttention, stack: torch.Tensor) -> None:
         end = (index + 1) * area
         keys[:, :, end - area : end] = layer.to_k(tokens)
         values[:, :, end - area : end] = layer.to_v(tokens)
-        attended = F.scaled_dot_product_attention(
-            layer.to_q(tokens), keys[:, :, :end], values[:, :, :end]
-        )
-        frame += layer.to_out[0](attended)[0, 0].mT.unflatten(1, (height, width))
+        out = attended(layer.to_q(tokens), keys[:, :, :end], values[:, :, :end])
+        frame += layer.to_out[0](out)[0, 0].mT.unflatten(1, (height, width))
 
 
 def pooled(moments: Sequence[Moments]) -> Moments:

@@ -11,9 +11,7 @@ Untiled, ``Decoder.forward`` holds every layer of every frame. Here the decoder 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -21,24 +19,15 @@ from torch import nn
 
 from kandinsky5.model.vae import Level, PrefixAttention, ResnetBlock, Upsample, VideoVAE
 from kandinsky5.model.vae_frames import (
-    STILL,
     FrameConvolution,
     FrameGrowth,
     FrameNorm,
     FrameResnet,
-    Moments,
     Past,
     add_attention,
     padded,
-    pooled,
 )
-
-Step = Callable[[torch.Tensor, "Past | None"], torch.Tensor]
-
-MOTION_RANGE = 4.0
-"""Motion may change a variance by this factor at most; beyond, the sampled piece is near flat and tells
-nothing."""
-FLAT = 1e-6
+from kandinsky5.model.vae_statistics import Calibration, Samples
 
 
 class RollingVAEDecoder:
@@ -76,28 +65,16 @@ class RollingVAEDecoder:
         return stack.transpose(0, 1)[None]
 
     @torch.inference_mode()
-    def calibrate(self, stills: torch.Tensor, moving: Sequence[torch.Tensor]) -> None:
-        """Fix the statistics of every norm behind ``narrow``, layer by layer, over all samples together.
-
-        Args:
-            stills: [n, D, h, w], whole frames of the features, n ≥ 1.
-            moving: pieces [D, 2, h', w'] of two consecutive frames, of about the same size: they tell what
-                motion adds. None where the video has but one latent frame.
-        """
-        takes = [_Take([still[None]]) for still in stills]
-        for pair in moving:
-            before, after = pair.transpose(0, 1).split(1)
-            takes.append(_Take([after], _Role.RESTING))
-            takes.append(_Take([before, after], _Role.MOVING))
-        for growth, resnets in self._levels:
-            for take in takes:
-                take.growth = growth
+    def calibrate(self, samples: Samples) -> None:
+        """Fix the statistics of every norm behind ``narrow``, from samples of its features."""
+        calibration = Calibration(samples)
+        for index, (growth, resnets) in enumerate(self._levels, start=1):
+            calibration.enter(growth, widest=index == len(self._levels))
             for resnet in resnets:
-                _fix(resnet.norm1, takes)
-                _fix(resnet.norm2, takes, resnet.first_half)
-                for take in takes:
-                    take.advance(resnet)
-        _fix(self._norm_out, takes)
+                calibration.fix(resnet.norm1)
+                calibration.fix(resnet.norm2, resnet.first_half)
+                calibration.advance(resnet)
+        calibration.fix(self._norm_out)
 
     def start(self) -> RollingVAETile:
         """A tile, before its first frame."""
@@ -137,63 +114,6 @@ class RollingVAETile:
             for frame in self._decoder.frames_of(latent, self.past)
         ]
         return torch.stack(frames, dim=2)
-
-
-class _Role(Enum):
-    """What the moments of a sample are for."""
-
-    WHOLE = "a whole frame, as a still"
-    RESTING = "a piece as a still, to compare with"
-    MOVING = "the same piece after the frame before it"
-
-
-class _Take:
-    """A sample on its way through the layers.
-
-    What growth makes of it is the largest thing there is, so it is made anew each time it is looked at
-    until the layer behind has taken it in.
-    """
-
-    def __init__(self, frames: list[torch.Tensor], role: _Role = _Role.WHOLE) -> None:
-        self._frames = deque(frames)
-        self.role = role
-        self.growth: FrameGrowth | None = None
-
-    def through(self, *steps: Step, using_up: bool = False) -> Iterator[torch.Tensor]:
-        """The frames behind these steps. ``using_up`` lets go of each frame once it is through."""
-        past: Past | None = {} if self.role is _Role.MOVING else STILL
-        for _ in range(len(self._frames)):
-            frame = self._frames[0]
-            if using_up:
-                self._frames.popleft()
-            else:
-                self._frames.rotate(-1)
-            for x in (frame,) if self.growth is None else self.growth(frame, past):
-                for step in steps:
-                    x = step(x, past)
-                yield x
-
-    def advance(self, step: Step) -> None:
-        """Be from now on what a step makes of it."""
-        self._frames = deque(list(self.through(step, using_up=True)))
-        self.growth = None
-
-
-def _fix(norm: FrameNorm, takes: Sequence[_Take], *steps: Step) -> None:
-    """Statistics of the stills, changed as motion changes those of the pieces that are seen both ways."""
-    moments: dict[_Role, list[Moments]] = {role: [] for role in _Role}
-    for take in takes:
-        of_take = [norm.moments_of(frame) for frame in take.through(*steps)]
-        # before the first frame of a pair nothing is known, so that one does not count
-        moments[take.role] += of_take[1:] if take.role is _Role.MOVING else of_take
-    mean, variance = pooled(moments[_Role.WHOLE])
-    if moments[_Role.MOVING]:
-        resting_mean, resting_variance = pooled(moments[_Role.RESTING])
-        moving_mean, moving_variance = pooled(moments[_Role.MOVING])
-        ratio = (moving_variance + FLAT) / (resting_variance + FLAT)
-        mean = mean + moving_mean - resting_mean
-        variance = variance * ratio.clamp(1 / MOTION_RANGE, MOTION_RANGE)
-    norm.fix((mean, variance))
 
 
 def _resnets(blocks: nn.ModuleList) -> list[ResnetBlock]:

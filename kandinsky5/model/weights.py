@@ -1,6 +1,6 @@
 """How a transformer's weights lie in a file, and which of its layers may be quantised.
 
-Kinds of files (docs/formats of the published ones and of the programs that quantise them):
+Kinds of files beside the published floats, by the program that writes them:
 
 =================  ==========================================  ===============================================
 ``int8``           this project's own                          ``X.weight`` int8, ``X.weight_scales``

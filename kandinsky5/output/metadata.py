@@ -38,6 +38,8 @@ def describe(
     peak_vram_bytes: int,
     peak_rss_bytes: int,
     expanded_prompt: str | None = None,
+    early_step: int | None = None,
+    attention: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything needed to make a result again, JSON-ready and without a path of this machine.
 
@@ -48,6 +50,8 @@ def describe(
         seconds: wall time of each stage so far.
         peak_vram_bytes, peak_rss_bytes: most device and main memory in use so far.
         expanded_prompt: the prompt as the text encoder rewrote it, if it did.
+        early_step: the step whose estimate was decoded, where the user wanted no further one.
+        attention: what it was computed with, where the request leaves that to the machine.
     """
     # Not above: the package's front may import this module one day.
     from kandinsky5 import __version__
@@ -72,6 +76,10 @@ def describe(
         }
     if expanded_prompt is not None:
         described["expanded_prompt"] = expanded_prompt
+    if early_step is not None:
+        described["stopped_at_step"] = early_step
+    if attention is not None:
+        described["attention"] = dict(attention)
     return described
 
 
@@ -117,6 +125,7 @@ def readable(metadata: Mapping[str, Any]) -> str:
     width, height = request.get("width"), request.get("height")
     settings = {
         "Steps": request.get("steps"),
+        "Stopped at step": metadata.get("stopped_at_step"),
         "Guidance": request.get("guidance"),
         "Shift": request.get("shift"),
         "Seed": metadata.get("seed"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,12 @@ class RunState:
             named["first_frame"] = self.first_frame
         cache = {CACHE_PREFIX + name: tensor for name, tensor in self.cache_tensors.items()}
         return {**named, **cache}
+
+    def written_to(self, save_latents: str | Path | None) -> RunState:
+        """The same run with files only where the caller has them, not where its request does."""
+        latents = None if save_latents is None else str(save_latents)
+        request = replace(self.request, out=None, save_latents=latents)
+        return replace(self, request=request)
 
     def check_checkpoints(self, found: Mapping[str, str | None]) -> None:
         """Refuse to go on with other weights than the run began with.

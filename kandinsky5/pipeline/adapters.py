@@ -58,7 +58,7 @@ def chosen_loras(
     with torch.device("meta"):
         layers = layer_sizes(DiffusionTransformer3D(config))
     return tuple(
-        ChosenLora(open_lora(_found(choice.path, models_dirs), layers), choice.strength)
+        ChosenLora(open_lora(lora_path(choice.path, models_dirs), layers), choice.strength)
         for choice in request.loras
     )
 
@@ -113,8 +113,12 @@ class Adapters:
         self._are_attached = False
 
 
-def _found(text: str, models_dirs: Sequence[Path]) -> Path:
-    """The file a person named: a path, or a name in one of the folders for models."""
+def lora_path(text: str, models_dirs: Sequence[Path]) -> Path:
+    """The file a person named: a path, or a name in one of the folders for models.
+
+    Raises:
+        UserError: it is not there, or is a folder.
+    """
     name = text.strip()
     for folder in models_dirs:
         for place in (folder / LORA_FOLDER / name, folder / name):

@@ -35,7 +35,7 @@ def decoded(
     scaled = to_device(latents, device) / vae.config.scaling_factor
     z = scaled.permute(3, 0, 1, 2)[None].to(dtype)
     places = Places(park=to_host, fetch=lambda tensor: to_device(tensor, device))
-    frames = tiled_decode(_decoder_of(vae), z, plan, places=places, before_piece=before_piece)
+    frames = tiled_decode(_decoder_of(vae, plan), z, plan, places=places, before_piece=before_piece)
     for batch in frames:
         yield batch.numpy()
 
@@ -57,11 +57,15 @@ def encode_image(
     return latent[0].permute(1, 2, 3, 0)
 
 
-def _decoder_of(vae: VAE) -> RollingVAEDecoder | Callable[[torch.Tensor], torch.Tensor]:
+def _decoder_of(
+    vae: VAE, plan: TilePlan
+) -> RollingVAEDecoder | Callable[[torch.Tensor], torch.Tensor]:
     """What decodes a tile, as :func:`vae_tiling.tiled_decode` takes it."""
-    if isinstance(vae, VideoVAE):
-        return RollingVAEDecoder(vae)
-    return lambda tile: vae.decode(tile[:, :, 0])[:, :, None]
+    if not isinstance(vae, VideoVAE):
+        return lambda tile: vae.decode(tile[:, :, 0])[:, :, None]
+    if plan.at_once or plan.published is not None:
+        return vae.decode
+    return RollingVAEDecoder(vae)
 
 
 def _encoder_of(vae: VAE) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -137,6 +137,7 @@ def denoise(
     start_step: int = 0,
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
     inputs: ModelInputs | None = None,
+    expect_passes: Callable[[int], None] = lambda passes: None,
     on_step: Callable[[StepState], None] = lambda state: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> torch.Tensor:
@@ -154,6 +155,7 @@ def denoise(
         start_step: steps that are done already.
         rope_scale: of the preset.
         inputs: how the latent goes into the transformer, with a given picture; None is without one.
+        expect_passes: told first in how many steps the transformer's blocks will run.
         on_step: told after each step.
         should_stop: asked before each step.
 
@@ -174,13 +176,15 @@ def denoise(
         prepared = transformer.prepare(guidance.conditionings, moments[start_step:total])
         conditioning = PreparedSchedule(prepared, start_step)
     counts, inputs = guidance.branches(total), inputs or inputs_for(transformer.config, None)
+    plan = [(False,) * count if cache is None else cache.skips(i) for i, count in enumerate(counts)]
+    expect_passes(sum(not all(skips) for skips in plan[start_step:]))
     for step, (time, next_time) in enumerate(pairwise(moments)):
         if step < start_step:
             continue
         if should_stop():
             raise Stopped(f"stopped before step {step + 1} of {total}")
         latent = inputs.begun(latent)
-        skips = (False,) * counts[step] if cache is None else cache.skips(step)
+        skips = plan[step]
         velocities = transformer.evaluate(
             inputs.of(latent),
             conditioning.branches(step, skips),

@@ -120,6 +120,7 @@ def encoding_key(
     return _key(
         job,
         kind="encoded",
+        weights=job.plan.text.encode.weights,
         template=dataclasses.astuple(PROMPT_TEMPLATES[preset.template]),
         limits=(preset.text_tokens, preset.clip_tokens),
         prompts=(prompt, clip_prompt, request.negative_prompt if guided else None),
@@ -134,6 +135,7 @@ def expansion_key(job: PaintingJob, picture: NDArray[np.uint8] | None) -> str | 
     return _key(
         job,
         kind="expanded",
+        weights=None if job.plan.text.expand is None else job.plan.text.expand.weights,
         instruction=EXPANSION_INSTRUCTIONS[job.preset.mode],
         prompt=job.request.prompt,
         seed=job.request.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from kandinsky5.model.files import ModelFiles
 from kandinsky5.model.text import TextEncoders
 from kandinsky5.model.text_generation import OutputLayer
 from kandinsky5.model.text_loading import EncoderReader
+from kandinsky5.model.text_nf4 import open_qwen
 from kandinsky5.model.text_picture import Sight
 
 LAYERS, TABLE = "layers.", "embed_tokens."
@@ -31,6 +33,7 @@ def text_tenant(
     dtype: torch.dtype,
     source: str,
     home: Home,
+    weights: str = "bf16",
     slots: int = 2,
     sees: bool = False,
 ) -> Tenant[TextEncoders]:
@@ -40,6 +43,7 @@ def text_tenant(
         files: where they are.
         device: where they compute.
         dtype: of Qwen's weights.
+        weights: ``nf4``, or anything else for all of them in ``dtype``.
         source: where Qwen's layers are while it computes: ``resident``, ``pinned`` or ``disk``.
         home: where the encoders wait between uses; streamed ones keep their layers if it is ``ram``.
         slots: buffers for streamed layers.
@@ -49,15 +53,33 @@ def text_tenant(
     def sight(where: torch.device) -> Sight | None:
         return Sight.load(files.text_encoder, device=where, dtype=dtype) if sees else None
 
+    def opened() -> EncoderReader:
+        return open_qwen(files.text_encoder, dtype=dtype, weights=weights, device=device)
+
+    def loaded(where: torch.device) -> TextEncoders:
+        def qwen() -> Any:
+            with opened() as reader:
+                return reader.load(where)
+
+        return TextEncoders.load(files, device=where, dtype=dtype, qwen=qwen, sight=sight(where))
+
     if source == "resident":
         return WholeTenant(
-            lambda where: TextEncoders.load(files, device=where, dtype=dtype, sight=sight(where)),
+            loaded,
             lambda encoders: encoders.modules,
             device=device,
             home=home,
         )
     pinned = source == "pinned" or home == "ram"
-    return StreamedText(files, device=device, dtype=dtype, pinned=pinned, slots=slots, sight=sight)
+    return StreamedText(
+        files,
+        opened,
+        device=device,
+        dtype=dtype,
+        pinned=pinned,
+        slots=slots,
+        sight=sight,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,7 @@ class StreamedText:
     CLIP is small and goes to the device as a whole. See :class:`kandinsky5.memory.residency.Tenant`.
 
     Args:
+        opened: gives Qwen without its weights, to be read.
         pinned: keep the layers in page-locked main memory instead of reading them each time.
         slots: buffers for the layers on the device.
         sight: reads the vision tower, if it is wanted, each time: it is small beside the layers.
@@ -106,6 +129,7 @@ class StreamedText:
     def __init__(
         self,
         files: ModelFiles,
+        opened: Callable[[], EncoderReader],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -113,7 +137,7 @@ class StreamedText:
         slots: int,
         sight: Callable[[torch.device], Sight | None],
     ) -> None:
-        self._files, self._device, self._dtype = files, device, dtype
+        self._files, self._opened, self._device, self._dtype = files, opened, device, dtype
         self._pinned, self._slots, self._sight = pinned, slots, sight
         self._reader: EncoderReader | None = None
         self._source: PinnedSource | DiskSource | None = None
@@ -125,7 +149,7 @@ class StreamedText:
 
     def enter(self) -> TextEncoders:
         if self._reader is None:
-            self._reader = EncoderReader.of_qwen(self._files.text_encoder, dtype=self._dtype)
+            self._reader = self._opened()
         reader = self._reader
         qwen = reader.model
         if self._source is None:
@@ -147,7 +171,7 @@ class StreamedText:
                 self._files,
                 device=self._device,
                 dtype=self._dtype,
-                qwen=qwen,
+                qwen=lambda: qwen,
                 sight=self._sight(self._device),
             )
             self._in_use = undo.pop_all()

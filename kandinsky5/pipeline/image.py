@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kandinsky5.errors import UserError
-from kandinsky5.presets import MAX_SIDE_PX, Preset
-
-MAX_PIXELS = 100_000_000
+from kandinsky5.picture_sizes import MAX_PIXELS
 
 
 def read_image(path: str) -> Image.Image:
@@ -40,26 +37,6 @@ def read_image(path: str) -> Image.Image:
         raise UserError("image", path, f"not a readable picture ({error})") from error
     except Image.DecompressionBombError as error:
         raise UserError("image", path, f"at most {MAX_PIXELS // 10**6} megapixels") from error
-
-
-def nearest_size(width: int, height: int, preset: Preset) -> tuple[int, int]:
-    """Of the sizes a preset was trained with the one whose height / width is nearest to a picture's."""
-    wanted = height / width
-    return min(preset.sizes_px, key=lambda size: abs(size[1] / size[0] - wanted))
-
-
-def fitted_size(width: int, height: int, preset: Preset) -> tuple[int, int]:
-    """(width, height) for a picture of any size: aspect kept, the preset's area, sides in its multiples.
-
-    Raises:
-        UserError: so long and narrow that a side would pass 2048 px or vanish.
-    """
-    multiple = preset.multiple_px
-    scale = math.sqrt(preset.area_px / (width * height)) / multiple
-    fitted = (round(width * scale) * multiple, round(height * scale) * multiple)
-    if min(fitted) < multiple or max(fitted) > MAX_SIDE_PX:
-        raise UserError("image", f"{width}x{height}", "a picture less long and narrow")
-    return fitted
 
 
 def to_pixels(picture: Image.Image, width: int, height: int) -> torch.Tensor:

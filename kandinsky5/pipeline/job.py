@@ -17,25 +17,27 @@ import torch
 from PIL import Image
 
 from kandinsky5.errors import OutOfMemory, UserError
-from kandinsky5.events import STAGES, EventSink, Notice, StageStarted
+from kandinsky5.events import STAGES, EventSink, Notice, StageDone, StageStarted, reading
 from kandinsky5.memory import meter
 from kandinsky5.memory.device import choose_device, choose_dtype
+from kandinsky5.memory.fragmentation import lies_in_pieces
 from kandinsky5.memory.plan import MemoryPlan, lowered
 from kandinsky5.memory.residency import MEMORY_ERRORS, is_out_of_memory
 from kandinsky5.model.dit import DiTConfig
-from kandinsky5.model.facts import fingerprint, transformer_facts
+from kandinsky5.model.facts import fingerprint, text_encoder_facts, transformer_facts
 from kandinsky5.model.files import ModelFiles, locate_vae
 from kandinsky5.model.loading import check_vae, find_model_files
 from kandinsky5.model.text_generation import can_write
 from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.output.media import prepare_output, video_bytes
 from kandinsky5.output.run_state import RunState
+from kandinsky5.picture_sizes import size_for_picture
 from kandinsky5.pipeline.adapters import ChosenLora, chosen_loras
 from kandinsky5.pipeline.attending import Attending, attending_of
 from kandinsky5.pipeline.cache import measured_ratios
-from kandinsky5.pipeline.image import fitted_size, nearest_size, read_image
+from kandinsky5.pipeline.image import read_image
 from kandinsky5.pipeline.model_inputs import config_for
-from kandinsky5.pipeline.planning import changes, plan_of, planned
+from kandinsky5.pipeline.planning import changes, plan_of, planned, was_lowered
 from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import (
@@ -43,7 +45,6 @@ from kandinsky5.request import (
     MAX_STEPS,
     GenerationRequest,
     frames_of,
-    multiple_px_of,
     settle,
 )
 
@@ -67,12 +68,14 @@ class Listeners:
         should_stop: asked between steps.
         previews: how often pictures of what is being painted are made; None makes none.
         states: keeps the unfinished run on disk; None keeps nothing.
+        should_finish: asked between steps: whether to stop there and decode what has been painted.
     """
 
     emit: EventSink
     should_stop: Callable[[], bool]
     previews: PreviewEvery | None = None
     states: StateKeeper | None = None
+    should_finish: Callable[[], bool] = lambda: False
 
 
 @dataclass(kw_only=True)
@@ -86,6 +89,9 @@ class Job:
         out: the final path.
         device, dtype: where and in what is computed.
         to: its listeners.
+        place: in which stage, or step of it, it is.
+        early_step: the step after which the user wanted no further one, where there was such.
+        is_lowered: whether memory ran out and the plan is a smaller one than it began with.
     """
 
     request: GenerationRequest
@@ -103,8 +109,9 @@ class Job:
     peaks: dict[str, meter.Peaks] = field(default_factory=dict)
     evaluations: int = 0
     evaluations_skipped: int = 0
-    h2d_bytes: int = 0
     place: str = ""
+    early_step: int | None = None
+    is_lowered: bool = False
 
     @property
     def emit(self) -> EventSink:
@@ -123,10 +130,12 @@ class Job:
             if not is_out_of_memory(error):
                 raise
             kind = "GPU memory" if self.device.type == "cuda" else "memory"
-            raise OutOfMemory(f"out of {kind} during {self.place}") from error
+            said = f"out of {kind} during {self.place}"
+            raise OutOfMemory(said, in_pieces=lies_in_pieces(error)) from error
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-            self.peaks[name] = meter.peaks().max(self.peaks.get(name))
+            self.peaks[name] = meter.peaks().joined(self.peaks.get(name))
+        self.emit(StageDone(name, self.seconds[name], **vars(self.peaks[name])))
 
     def notice(self, text: str) -> None:
         """Tell the user, once: a second try says nothing new."""
@@ -162,7 +171,7 @@ class Job:
                     traceback.clear_frames(cause.__traceback__)
                     cause = cause.__cause__ or cause.__context__
                 self.notice(f"{error}: going on with less ({changes(self.plan, smaller)})")
-                self.plan = smaller
+                self.plan, self.is_lowered = smaller, True
 
 
 @dataclass(kw_only=True)
@@ -201,11 +210,13 @@ def accept(
     if settled.seed is None:
         drawn = random.SystemRandom().randrange(MAX_DRAWN_SEED)
         settled = dataclasses.replace(settled, seed=drawn)
-    preset = PRESETS[settled.preset]
-    _refuse_what_is_missing(settled, preset)
-    picture = read_image(settled.image) if settled.image else None
+    _refuse_unmeasured_cache(settled)
+    picture = None
+    if settled.image:
+        with reading(to.emit, settled.image):
+            picture = read_image(settled.image)
     if picture is not None and not settled.width:
-        width, height = _size_for(picture, settled)
+        width, height = size_for_picture(picture.width, picture.height, settled)
         settled = dataclasses.replace(settled, width=width, height=height)
     target = _target(settled, out)
     if settled.save_latents:
@@ -218,17 +229,6 @@ def accept(
     return job
 
 
-def _size_for(picture: Image.Image, request: GenerationRequest) -> tuple[int, int]:
-    """(width, height) that a given picture asks for."""
-    preset = PRESETS[request.preset]
-    if not preset.is_video:
-        return nearest_size(picture.width, picture.height, preset)
-    multiple = multiple_px_of(request)
-    area = max(preset.area_px, multiple**2)
-    sizes = dataclasses.replace(preset, multiple_px=multiple, area_px=area)
-    return fitted_size(picture.width, picture.height, sizes)
-
-
 def accept_saved(
     state: RunState, to: Listeners, *, out: Path | None, models_dirs: Sequence[Path]
 ) -> PaintingJob:
@@ -238,7 +238,7 @@ def accept_saved(
         UserError, CheckpointError, OutOfMemory: as :func:`accept`; or the files are not those of the run.
     """
     request = state.request
-    _refuse_what_is_missing(request, PRESETS[request.preset])
+    _refuse_unmeasured_cache(request)
     target = _target(request, out)
     if request.save_latents:
         prepare_output(request.save_latents)
@@ -307,19 +307,33 @@ def _job(
     files = find_model_files(request, models_dirs)
     found = transformer_facts(files.transformer)
     loras = chosen_loras(request, found.config, models_dirs)
-    before = facts.get("settings")
-    attending = attending_of(request, device=device, dtype=dtype, head_dim=found.config.head_dim)
-    expands = state is None and request.expand and not preset.is_builtin
+    settings = facts.get("settings")
+    before = settings if isinstance(settings, dict) else None
+    attention = facts.get("attention")
+    attending = attending_of(
+        request,
+        device=device,
+        dtype=dtype,
+        head_dim=found.config.head_dim,
+        before=attention if isinstance(attention, dict) else None,
+    )
+    given = request.expanded_prompt
+    expands = state is None and request.expand and given is None and not preset.is_builtin
     mute = expands and not can_write(files.text_encoder)
-    plan = planned(
-        dataclasses.replace(attending.planned(request), expand=expands and not mute),
+    to_plan = dataclasses.replace(attending.planned(request), expand=expands and not mute)
+    if state is not None:  # its prompt is encoded: nothing need work that encodes
+        to_plan = dataclasses.replace(to_plan, text_weights="auto")
+    plan = plan_of(
+        to_plan,
         found.config,
         found.stored_as,
         device=device,
         dtype=dtype,
-        before=before if isinstance(before, dict) else None,
+        before=before,
         adapter_bytes=sum(lora.nbytes(dtype) for lora in loras),
+        text_encoder=None if preset.is_builtin else text_encoder_facts(files.text_encoder),
     )
+    plan = planned(plan, device, before)
     job = PaintingJob(
         request=request,
         preset=preset,
@@ -340,7 +354,8 @@ def _job(
             **{f"lora {n}": fingerprint(lora.file.path) for n, lora in enumerate(loras, start=1)},
         },
         seconds=_seconds(facts),
-        expanded_prompt=_expanded(facts),
+        expanded_prompt=_expanded(facts) or given,
+        is_lowered=was_lowered(before),
         evaluations=_count(facts, "evaluations"),
         evaluations_skipped=_count(facts, "evaluations_skipped"),
     )
@@ -374,13 +389,7 @@ def _count(facts: Mapping[str, Any], name: str) -> int:
     return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
-def _refuse_what_is_missing(request: GenerationRequest, preset: Preset) -> None:
-    """Say plainly what this version cannot do, before anything is loaded."""
-    later = {
-        "text_weights": request.text_weights == "nf4",
-    }
+def _refuse_unmeasured_cache(request: GenerationRequest) -> None:
+    """Say that a step cache has no ratios for this model, before anything is loaded."""
     if request.cache != "none":
         measured_ratios(request)
-    for name, missing in later.items():
-        if missing:
-            raise UserError(name, getattr(request, name), "not available in this version yet")

@@ -10,9 +10,10 @@ from typing import TypeVar
 import torch
 
 from kandinsky5.errors import CheckpointError
+from kandinsky5.events import reading
 from kandinsky5.memory.residency import Residency
 from kandinsky5.memory.text_stages import EncoderUse
-from kandinsky5.memory.whole import WholeTenant
+from kandinsky5.memory.whole import Home, WholeTenant
 from kandinsky5.model import vae_loading
 from kandinsky5.model.file_stamp import FileStamp, file_stamp
 from kandinsky5.model.loading import load_vae
@@ -25,7 +26,7 @@ from kandinsky5.pipeline.transformer import RunningTransformer, TransformerTenan
 
 Model = TypeVar("Model")
 TEXT, TRANSFORMER, VAE = "text encoder", "transformer", "VAE"
-VOICE = "output layer"
+WRITER, VOICE = "text encoder that writes", "output layer"
 """Roles, as they are named to the user."""
 
 
@@ -53,30 +54,47 @@ class Models:
     def text_encoders(
         self, job: PaintingJob, use: EncoderUse | None = None
     ) -> AbstractContextManager[TextEncoders]:
-        """Both text encoders, as the plan has them for encoding, or for another use."""
+        """Both text encoders, as the plan has them for encoding, or for another use.
+
+        What is otherwise than for encoding is let go after use: the encoders that encode wait beside it.
+        """
         use = use or job.plan.text.encode
-        source, home = use.source, home_of(job.plan, "text encoders")
-        return self._models.lease(
-            TEXT,
+        is_apart = use != job.plan.text.encode
+        role = WRITER if is_apart else TEXT
+        home: Home = "disk" if is_apart else home_of(job.plan, "text encoders")
+        lease = self._models.lease(
+            role,
             self._text_key(job, use),
             lambda: text_tenant(
                 job.files,
                 device=job.device,
                 dtype=job.dtype,
-                source=source,
+                source=use.source,
+                weights=use.weights,
                 home=home,
                 sees=job.plan.job.encoder_sees,
             ),
         )
+        lease = self._then_released(role, lease) if is_apart else lease
+        return _told(job, job.files.text_encoder, lease)
+
+    @contextmanager
+    def _then_released(self, role: str, lease: AbstractContextManager[Model]) -> Iterator[Model]:
+        try:
+            with lease as model:
+                yield model
+        finally:
+            self._models.release(role)
 
     def voice(self, job: PaintingJob) -> AbstractContextManager[Voice]:
         """What the text encoder needs besides itself to rewrite a prompt."""
         sees = job.picture is not None and not job.plan.job.encoder_sees
-        return self._models.lease(
+        lease = self._models.lease(
             VOICE,
             (self._text_key(job), sees),
             lambda: voice_tenant(job.files, device=job.device, dtype=job.dtype, sees=sees),
         )
+        return _told(job, job.files.text_encoder, lease)
 
     def transformer_tenant(self, job: PaintingJob) -> TransformerTenant:
         """The transformer as it is now planned; :meth:`transformer` brings it to the device."""
@@ -94,15 +112,17 @@ class Models:
         tenant.attend(job.attending.engine, job.attending.sparse)
         return tenant
 
-    def transformer(self, tenant: TransformerTenant) -> AbstractContextManager[RunningTransformer]:
-        return self._models.lease_of(TRANSFORMER, tenant)
+    def transformer(
+        self, job: PaintingJob, tenant: TransformerTenant
+    ) -> AbstractContextManager[RunningTransformer]:
+        return _told(job, job.files.transformer, self._models.lease_of(TRANSFORMER, tenant))
 
     def vae(
         self, job: Job, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> AbstractContextManager[vae_loading.VAE]:
         device, dtype, home = device or job.device, dtype or job.dtype, home_of(job.plan, "VAE")
         folder = job.vae
-        return self._models.lease(
+        lease = self._models.lease(
             VAE,
             self._vae_key(job, device, dtype),
             lambda: WholeTenant(
@@ -112,6 +132,7 @@ class Models:
                 home=home,
             ),
         )
+        return _told(job, folder, lease)
 
     def _text_key(self, job: PaintingJob, use: EncoderUse | None = None) -> Hashable:
         files, use = job.files, use or job.plan.text.encode
@@ -133,6 +154,15 @@ def ready(job: Job, lease: AbstractContextManager[Model]) -> Iterator[Model]:
     """The model that is leased; bringing it to the device is a stage of its own."""
     with ExitStack() as held:
         with job.stage("load"):
+            model = held.enter_context(lease)
+        yield model
+
+
+@contextmanager
+def _told(job: Job, path: Path, lease: AbstractContextManager[Model]) -> Iterator[Model]:
+    """The model that is leased; its file is named while it is brought."""
+    with ExitStack() as held:
+        with reading(job.emit, path):
             model = held.enter_context(lease)
         yield model
 

@@ -6,6 +6,7 @@ its models warm for the next job as far as that job's memory plan allows.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, TypeVar
 import torch
 
 from kandinsky5.errors import K1Error, NotFinite, OutOfMemory, Stopped, UserError
-from kandinsky5.events import EventSink, ignore
+from kandinsky5.events import EventSink, ignore, reading
 from kandinsky5.memory.meter import Peaks
+from kandinsky5.memory.text_stages import why_not_expanded
 from kandinsky5.memory.whole import to_device, to_host
 from kandinsky5.model.loading import check_vae
 from kandinsky5.output.autosave import StateKeeper
@@ -27,6 +29,7 @@ from kandinsky5.pipeline.cache import StepCache
 from kandinsky5.pipeline.codec import encode_image
 from kandinsky5.pipeline.denoise import Guidance, denoise, draw_noise, schedule
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache, default_folder
+from kandinsky5.pipeline.expanded_prompt import ExpandedPrompt
 from kandinsky5.pipeline.image import to_pixels
 from kandinsky5.pipeline.job import (
     Job,
@@ -79,6 +82,7 @@ class Pipeline:
         out: Path | None = None,
         emit: EventSink = ignore,
         should_stop: Callable[[], bool] = lambda: False,
+        should_finish: Callable[[], bool] = lambda: False,
         previews: PreviewEvery | None = None,
         states: StateKeeper | None = None,
     ) -> GenerationResult:
@@ -87,7 +91,10 @@ class Pipeline:
         Args:
             emit: gets the events.
             should_stop: asked between steps.
-            previews: how often pictures of the unfinished video are made; None makes none.
+            should_finish: asked between steps, the first one done: whether to save the run there and to
+                decode its clean estimate; the result then has fewer ``steps_run`` than its schedule.
+            previews: how often pictures of the unfinished video are made; None makes none, and neither does
+                a request without ``preview``.
             states: keeps the unfinished run on disk; None keeps nothing.
 
         Raises:
@@ -95,13 +102,42 @@ class Pipeline:
             under the final name then.
         """
         started = time.monotonic()
-        to = Listeners(emit, should_stop, previews, states)
+        to = Listeners(emit, should_stop, previews, states, should_finish)
         job = accept(request, to, out=out, models_dirs=self._models_dirs)
         models, kept = self._models, self._embeddings
         self._with_less(job, "expand", lambda: expand_text(job, models, kept))
         guidance = self._with_less(job, "encode text", lambda: encode_text(job, models, kept))
         run = self._with_less(job, "encode image", lambda: self._begun(job, guidance))
         return self._finished(job, run, started)
+
+    def expand(
+        self,
+        request: GenerationRequest,
+        *,
+        out: Path,
+        emit: EventSink = ignore,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> ExpandedPrompt:
+        """Only rewrite the prompt; what the job would refuse at its start is refused here too.
+
+        Args:
+            out: where the job's result would go; nothing is written there.
+
+        Raises:
+            UserError: the model's text encoder does not write, or would take too long; and as :meth:`run`.
+        """
+        started = time.monotonic()
+        asked = dataclasses.replace(request, expand=True, expanded_prompt=None)
+        job = accept(asked, Listeners(emit, should_stop), out=out, models_dirs=self._models_dirs)
+        plan = job.plan
+        if plan.text.expand is None:
+            reason = "a model whose text encoder writes"
+            reason = why_not_expanded(plan.job, plan.budget) if plan.job.expand else reason
+            raise UserError("expand", job.preset.name, reason)
+        models, kept = self._models, self._embeddings
+        self._with_less(job, "expand", lambda: expand_text(job, models, kept))
+        taken_s = round(time.monotonic() - started, 3)
+        return ExpandedPrompt(job.expanded_prompt, taken_s, tuple(job.notices))
 
     def resume(
         self,
@@ -110,17 +146,28 @@ class Pipeline:
         out: Path | None = None,
         emit: EventSink = ignore,
         should_stop: Callable[[], bool] = lambda: False,
+        should_finish: Callable[[], bool] = lambda: False,
         previews: PreviewEvery | None = None,
         states: StateKeeper | None = None,
+        save_latents: Path | None = None,
+        keep_paths: bool = False,
     ) -> GenerationResult:
         """Go on from a saved state; the result is that of a run that never stopped.
+
+        Args:
+            emit, should_stop, should_finish, previews, states: as for :meth:`run`.
+            save_latents: file for the final latents.
+            keep_paths: write where the state's request says, unless told otherwise here. Only for states of
+                one's own: whoever made a state would choose which files of this machine are replaced.
 
         Raises:
             UserError: the state or its model's files are not as they were; and as :meth:`run`.
         """
         started = time.monotonic()
         state = load_run_state(path)
-        to = Listeners(emit, should_stop, previews, states)
+        if not keep_paths or save_latents is not None:
+            state = state.written_to(save_latents)
+        to = Listeners(emit, should_stop, previews, states, should_finish)
         job = accept_saved(state, to, out=out, models_dirs=self._models_dirs)
         state.check_checkpoints(job.digests)
         return self._finished(job, Run.of_state(state), started)
@@ -132,6 +179,8 @@ class Pipeline:
                 job, "denoise", lambda: self._denoise(job, run), progress=lambda: run.step
             )
         except Stopped:
+            if run.estimate is not None:
+                return self._early(job, run, run.estimate, started)
             if job.to.states is not None and job.to.states.save_on_stop:
                 run.save(job)
             raise
@@ -141,7 +190,8 @@ class Pipeline:
             path = run.save(job)
             if path is None:
                 raise
-            raise OutOfMemory(f"{error}; step {run.step} is kept: resume {path}") from error
+            kept = f"{error}; step {run.step} is kept: resume {path}"
+            raise OutOfMemory(kept, in_pieces=error.in_pieces) from error
         except (K1Error, RuntimeError, OSError):
             run.save(job)
             raise
@@ -149,6 +199,16 @@ class Pipeline:
         if job.request.save_latents:
             save_latents(Path(job.request.save_latents), to_host(latents), job.request)
         return self._result(job, self._paint(job, latents), started, steps=run.total)
+
+    def _early(
+        self, job: PaintingJob, run: Run, estimate: torch.Tensor, started: float
+    ) -> GenerationResult:
+        """What there is of a run that the user wants no further step of; it can still be gone on with."""
+        run.save(job)
+        job.early_step = run.step
+        job.notice(f"stopped at step {run.step} of {run.total}: this is what was there by then")
+        latents = run.inputs(job.config, CPU).finished(estimate)
+        return self._result(job, self._paint(job, latents), started, steps=run.step)
 
     def decode(
         self,
@@ -166,6 +226,7 @@ class Pipeline:
         started = time.monotonic()
         latents, values = load_latents(path, field="file")
         request = GenerationRequest.from_dict(values)
+        request = dataclasses.replace(request, out=None)  # not for the file to choose
         shape = tuple(latents.shape)
         if request.seed is None or not request.width or shape[:3] != latent_shape(request):
             raise UserError("file", str(path), "latents that fit the request in their header")
@@ -175,6 +236,10 @@ class Pipeline:
         if shape[3] != channels:
             raise UserError("file", str(path), f"latents of {channels} channels for this VAE")
         return self._result(job, self._paint(job, latents), started, steps=0)
+
+    def release(self) -> None:
+        """Let go of the models that are kept warm."""
+        self._models.release()
 
     def _with_less(
         self,
@@ -215,30 +280,27 @@ class Pipeline:
         """The final latent, from wherever the run is; each step done stays in the run."""
         if run.step == run.total:
             return run.inputs(job.config, CPU).finished(run.latent)
-        with job.stage("prepare"):
+        with job.stage("prepare"), reading(job.emit, job.files.transformer):
             tenant = self._models.transformer_tenant(job)
             left = run.times[run.step : run.total].tolist()
             conditioning = tenant.prepare(run.guidance.conditionings, left, start_step=run.step)
         feed, cache = self._preview_feed(job), self._step_cache(run, job)
-        with ready(job, self._models.transformer(tenant)) as transformer, job.stage("denoise"):
+        with ready(job, self._models.transformer(job, tenant)) as transformer, job.stage("denoise"):
             told = Steps(job, run, transformer, feed)
-            try:
-                return denoise(
-                    transformer,
-                    to_device(run.latent, job.device),
-                    run.guidance,
-                    run.times,
-                    conditioning=conditioning,
-                    cache=cache,
-                    start_step=run.step,
-                    rope_scale=job.preset.rope_scale,
-                    inputs=run.inputs(job.config, job.device),
-                    on_step=told.step_done,
-                    should_stop=job.to.should_stop,
-                )
-            finally:
-                job.h2d_bytes += told.h2d_bytes
-                job.h2d_bytes += conditioning.h2d_bytes
+            return denoise(
+                transformer,
+                to_device(run.latent, job.device),
+                run.guidance,
+                run.times,
+                conditioning=conditioning,
+                cache=cache,
+                start_step=run.step,
+                rope_scale=job.preset.rope_scale,
+                inputs=run.inputs(job.config, job.device),
+                expect_passes=transformer.expect,
+                on_step=told.step_done,
+                should_stop=told.should_stop,
+            )
 
     def _paint(self, job: Job, latents: torch.Tensor) -> Painted:
         """Decode and write; from a card that is too small at last on the CPU."""
@@ -257,7 +319,7 @@ class Pipeline:
         return on(CPU, torch.float32)
 
     def _preview_feed(self, job: PaintingJob) -> PreviewFeed | None:
-        if job.to.previews is None:
+        if job.to.previews is None or not job.request.preview:
             return None
         config = check_vae(job.vae, job.preset.vae)
         previewer, notice = choose_previewer(
@@ -280,6 +342,8 @@ class Pipeline:
             peak_vram_bytes=peaks.vram_bytes,
             peak_rss_bytes=peaks.rss_bytes,
             expanded_prompt=job.expanded_prompt,
+            early_step=job.early_step,
+            attention=job.attending.facts if isinstance(job, PaintingJob) else None,
         )
 
     def _result(
@@ -287,7 +351,7 @@ class Pipeline:
     ) -> GenerationResult:
         assert job.request.seed is not None
         job.seconds["total"] = time.monotonic() - started
-        peaks = _highest(job)
+        peaks, in_loop = _highest(job), job.peaks.get("denoise", Peaks())
         return GenerationResult(
             output=str(job.out),
             frames=painted.frames,
@@ -300,7 +364,8 @@ class Pipeline:
             seconds={name: round(value, 3) for name, value in job.seconds.items()},
             peak_vram_bytes=peaks.vram_bytes,
             peak_rss_bytes=peaks.rss_bytes,
-            h2d_bytes=job.h2d_bytes,
+            h2d_bytes=in_loop.h2d_bytes,
+            d2h_bytes=in_loop.d2h_bytes,
             stage_peaks={name: vars(peak) for name, peak in job.peaks.items()},
             notices=tuple(job.notices),
             expanded_prompt=job.expanded_prompt,
@@ -317,7 +382,7 @@ def caching_pipeline(*, models_dirs: Sequence[Path] = ()) -> Pipeline:
 def _highest(job: Job) -> Peaks:
     highest = Peaks()
     for peak in job.peaks.values():
-        highest = highest.max(peak)
+        highest = highest.joined(peak)
     return highest
 
 

@@ -9,22 +9,26 @@ from typing import Any, Literal
 import torch
 
 from kandinsky5.errors import OutOfMemory
-from kandinsky5.family import TransformerShape
+from kandinsky5.family import TextEncoderShape, TransformerShape
 from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.memory.demand import PlanChoices, PlanRequest
-from kandinsky5.memory.free import budget_for
-from kandinsky5.memory.plan import MemoryPlan, make_plan
+from kandinsky5.memory.free import budget_for, text_formats
+from kandinsky5.memory.plan import MemoryPlan, lowered, make_plan
 from kandinsky5.memory.whole import Home
 from kandinsky5.model.chunks import ActivationChunks
 from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.facts import TextEncoderFacts
 from kandinsky5.pipeline.transformer import Placement
+from kandinsky5.pipeline.trusted_text import with_trusted_text
+from kandinsky5.pipeline.trusted_weights import with_trusted_weights
 from kandinsky5.request import RANGES, GenerationRequest
 
 WORKING_FORMATS = ("bf16", "int8")
-"""What ``auto`` may choose for the transformer: those that have been shown to give right numbers."""
-WORKING_TEXT_FORMATS = ("bf16",)
+"""What ``auto`` may choose for the transformer; :func:`planned` leaves out what fails on the device."""
 
-_SETTINGS = ("weights", "chunk_tokens", "chunk_heads")
+_RESUMED = {"bf16": "bf16", "fp32": "bf16", "int8": "int8", "fp8": "fp8"}
+"""Format in which a run was computed → choice that comes to the same; in float32 bf16 means that."""
+_MOST_RESIDENT = "most_resident_blocks"
 _STORED = {"fp32": "fp32", "int8": "int8", "fp8": "fp8"}
 """Beginning of what a file says of its weights → format in a plan; all else is as large as bf16."""
 
@@ -35,33 +39,27 @@ def file_format(stored_as: str) -> str:
 
 
 def planned(
-    request: GenerationRequest,
-    config: DiTConfig,
-    stored_as: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    before: Mapping[str, Any] | None = None,
-    adapter_bytes: int = 0,
+    plan: MemoryPlan, device: torch.device, before: Mapping[str, Any] | None = None
 ) -> MemoryPlan:
-    """As :func:`plan_of`, where the whole job has to fit.
+    """The plan that a job begins with, of :func:`plan_of`'s: it fits, and its weights are right here.
+
+    Args:
+        before: as for :func:`plan_of`; a run that ran out of memory goes on with no more than it had then.
 
     Raises:
-        OutOfMemory: it does not fit, with what would.
-        UserError: a budget or choice that cannot be.
+        OutOfMemory: the job does not fit, with what would.
+        UserError: weights in the format asked for give wrong numbers on this device.
     """
-    plan = plan_of(
-        request,
-        config,
-        stored_as,
-        device=device,
-        dtype=dtype,
-        before=before,
-        adapter_bytes=adapter_bytes,
-    )
     if not plan.fits:
         raise OutOfMemory("this job does not fit: " + "; ".join(plan.problems))
-    return plan
+    plan = with_trusted_weights(plan, device)
+    most = (before or {}).get(_MOST_RESIDENT)
+    if type(most) is not int or plan.denoise.resident_blocks <= most:
+        return plan
+    while plan.denoise.resident_blocks > most and (smaller := lowered(plan)) is not None:
+        plan = smaller
+    notice = f"memory ran out before: no more than {most} blocks stay on the device"
+    return dataclasses.replace(plan, notices=(*plan.notices, notice))
 
 
 def plan_of(
@@ -73,11 +71,13 @@ def plan_of(
     dtype: torch.dtype,
     before: Mapping[str, Any] | None = None,
     adapter_bytes: int = 0,
+    text_encoder: TextEncoderFacts | None = None,
 ) -> MemoryPlan:
     """The plan of a settled request whose size is known, whether it fits or not.
 
     Args:
         config: the transformer's dimensions; None takes the preset's.
+        text_encoder: its dimensions; None takes the preset's.
         stored_as: its file's quantisation.
         device, dtype: where and what is computed.
         before: what a run that is gone on with was computed in, as :func:`settings_of` gave it; the same
@@ -85,7 +85,7 @@ def plan_of(
         adapter_bytes: of LoRAs, held where the transformer computes: so much less is left for the rest.
 
     Raises:
-        UserError: a budget or choice that cannot be.
+        UserError: a budget or choice that cannot be; NF4 is asked for and does not work here.
     """
     budget, _ = budget_for(dataclasses.replace(request, device=str(device)))
     if device.type == "cpu":
@@ -101,8 +101,14 @@ def plan_of(
         dtype="fp32" if dtype == torch.float32 else "bf16",
         choices=_choices(before or {}),
     )
-    job = dataclasses.replace(job, formats=WORKING_FORMATS, text_formats=WORKING_TEXT_FORMATS)
-    return make_plan(job, budget)
+    models = job.models
+    if text_encoder is not None:
+        encoder = TextEncoderShape.of_dimensions(dataclasses.asdict(text_encoder))
+        models = dataclasses.replace(models, text_encoder=encoder)
+    job = dataclasses.replace(
+        job, models=models, formats=WORKING_FORMATS, text_formats=text_formats()
+    )
+    return with_trusted_text(make_plan(job, budget), device)
 
 
 def _with_room_for(adapter_bytes: int, budget: Budget) -> Budget:
@@ -115,12 +121,23 @@ def _with_room_for(adapter_bytes: int, budget: Budget) -> Budget:
 
 def _choices(before: Mapping[str, Any]) -> PlanChoices:
     """What :func:`settings_of` said; anything else that stands in a file is left to the plan."""
-    weights, tokens, heads = (before.get(name) for name in _SETTINGS)
+    weights, tokens, heads = (before.get(n) for n in ("weights", "chunk_tokens", "chunk_heads"))
     return PlanChoices(
-        weights=weights if weights in WORKING_FORMATS else None,
+        weights=_RESUMED.get(weights) if isinstance(weights, str) else None,
         chunk_tokens=tokens if type(tokens) is int else None,
         chunk_heads=heads if type(heads) is int else None,
     )
+
+
+def settings_to_go_on(plan: MemoryPlan, *, is_lowered: bool) -> dict[str, Any]:
+    """What a saved run carries along of its plan; JSON-ready. ``is_lowered``: memory had run out."""
+    most = {_MOST_RESIDENT: plan.denoise.resident_blocks} if is_lowered else {}
+    return settings_of(plan) | most
+
+
+def was_lowered(before: Mapping[str, Any] | None) -> bool:
+    """Whether a run that is gone on with had run out of memory."""
+    return _MOST_RESIDENT in (before or {})
 
 
 def settings_of(plan: MemoryPlan) -> dict[str, Any]:
@@ -167,9 +184,11 @@ def changes(before: MemoryPlan, after: MemoryPlan) -> str:
     if (new.chunk_tokens, new.chunk_heads) != (old.chunk_tokens, old.chunk_heads):
         said.append("smaller chunks")
     if after.decode_tiles != before.decode_tiles:
-        said.append(f"decoding in {after.decode_tiles.tiles} tiles")
+        tiles = after.decode_tiles.tiles
+        said.append(f"decoding in {tiles} tiles" if tiles > 1 else "decoding frame by frame")
     if after.text != before.text:
-        said.append("the text encoder layer by layer")
+        is_left_out = before.text.expand is not None and after.text.expand is None
+        said.append("the prompt as it is" if is_left_out else "less of the text encoder at once")
     if after.encode_tiles != before.encode_tiles:
         said.append("encoding in tiles")
     return ", ".join(said) or "less at a time"

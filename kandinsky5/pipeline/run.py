@@ -20,7 +20,7 @@ from kandinsky5.pipeline.cache import MagCache, check_tensors, skip_plan
 from kandinsky5.pipeline.denoise import Guidance
 from kandinsky5.pipeline.job import PaintingJob
 from kandinsky5.pipeline.model_inputs import ModelInputs, inputs_for
-from kandinsky5.pipeline.planning import settings_of
+from kandinsky5.pipeline.planning import settings_to_go_on
 from kandinsky5.request import GenerationRequest
 
 
@@ -36,6 +36,7 @@ class Run:
         step: steps done.
         cache: its step cache, once it has one.
         cache_tensors: what the cache of a saved run carried along.
+        estimate: x₀ [T, H, W, C] at its last step, in main memory, once the user wants no further one.
     """
 
     guidance: Guidance
@@ -45,6 +46,7 @@ class Run:
     step: int = 0
     cache: MagCache | None = None
     cache_tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    estimate: torch.Tensor | None = None
 
     @property
     def total(self) -> int:
@@ -94,7 +96,8 @@ class Run:
         negative = self.guidance.negative
         facts: dict[str, Any] = {
             "dtype": "fp32" if job.dtype == torch.float32 else "bf16",
-            "settings": settings_of(job.plan),
+            "settings": settings_to_go_on(job.plan, is_lowered=job.is_lowered),
+            "attention": job.attending.facts,
             "seconds": job.seconds,
             "evaluations": job.evaluations,
             "evaluations_skipped": job.evaluations_skipped,

@@ -7,6 +7,7 @@ import time
 import torch
 
 from kandinsky5.events import StepDone
+from kandinsky5.memory import meter
 from kandinsky5.memory.whole import to_device, to_host
 from kandinsky5.pipeline.denoise import StepState
 from kandinsky5.pipeline.job import PaintingJob
@@ -16,33 +17,37 @@ from kandinsky5.pipeline.transformer import RunningTransformer
 
 
 class Steps:
-    """Follows one run through the denoising loop.
-
-    Attributes:
-        h2d_bytes: of weights copied to the device since it was made.
-    """
+    """Follows one run through the denoising loop."""
 
     def __init__(
         self, job: PaintingJob, run: Run, transformer: RunningTransformer, feed: PreviewFeed | None
     ) -> None:
         self._job, self._run, self._transformer, self._feed = job, run, transformer, feed
         self._began, self._first = time.monotonic(), run.step
-        self._before = transformer.traffic
-        self._first_traffic = self._before
+        self._before, self._returned_bytes = transformer.traffic, 0
+        self._last: StepState | None = None
         self._comes(run.step + 1)
 
-    @property
-    def h2d_bytes(self) -> int:
-        return (self._transformer.traffic - self._first_traffic).h2d_bytes
+    def should_stop(self) -> bool:
+        """Whether the loop ends here: at once, or because what there is by now is enough for the user."""
+        to = self._job.to
+        if to.should_stop():
+            return True
+        if self._last is None or not to.should_finish():
+            return False  # before its first step there is nothing to decode
+        self._run.estimate = to_host(self._clean(self._last))
+        return True
 
     def step_done(self, state: StepState) -> None:
         job, run = self._job, self._run
-        run.step, run.latent = state.step, to_host(state.latent)
+        run.step, run.latent, self._last = state.step, to_host(state.latent), state
         job.evaluations += state.evaluations_run
         job.evaluations_skipped += state.evaluations_skipped
         self._comes(state.step + 1)
         traffic = self._transformer.traffic
         moved, self._before = traffic - self._before, traffic
+        taken = meter.peaks()  # since the stage began
+        returned, self._returned_bytes = taken.d2h_bytes - self._returned_bytes, taken.d2h_bytes
         each = (time.monotonic() - self._began) / (state.step - self._first)
         job.emit(
             StepDone(
@@ -51,6 +56,8 @@ class Steps:
                 each,
                 each * (state.total - state.step),
                 h2d_bytes=moved.h2d_bytes,
+                d2h_bytes=returned,
+                peak_vram_bytes=taken.vram_bytes,
                 stall_s=moved.stall_s,
                 evaluations_run=state.evaluations_run,
                 evaluations_skipped=state.evaluations_skipped,

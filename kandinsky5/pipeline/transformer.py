@@ -87,6 +87,10 @@ class RunningTransformer:
         """As the model's own; better done before the blocks are on the device."""
         return self._tenant.prepare(conditionings, times).rows
 
+    def expect(self, passes: int) -> None:
+        """So many evaluations will run the blocks; before this and beyond them none is fetched ahead."""
+        self._streamer.expect(passes)
+
     def evaluate(
         self,
         x: torch.Tensor,
@@ -114,13 +118,11 @@ class WaitingSchedule:
     Attributes:
         rows: for each step from ``start_step`` on, for each prompt.
         device: where they are wanted.
-        h2d_bytes: brought there so far.
     """
 
     rows: list[list[StepConditioning]]
     device: torch.device
     start_step: int = 0
-    h2d_bytes: int = 0
 
     def branches(self, step: int, skips: Sequence[bool]) -> Sequence[StepConditioning]:
         rows = self.rows[step - self.start_step][: len(skips)]
@@ -130,8 +132,6 @@ class WaitingSchedule:
         if skip:
             row = StepConditioning(row.text[:0], (), row.out)
         tensors = (row.text, *row.visual, row.out)
-        if self.device.type != "cpu":
-            self.h2d_bytes += sum(tensor.nbytes for tensor in tensors)
         text, *visual, out = (to_device(tensor, self.device) for tensor in tensors)
         return StepConditioning(text, tuple(visual), out)
 
@@ -224,7 +224,7 @@ class TransformerTenant:
             ):
                 source = self._disk_source(blocks, prefix, inner)
                 streamers.callback(source.close)
-                streamers.enter_context(Streamer(blocks, source, device=self._device))
+                streamers.enter_context(Streamer(blocks, source, device=self._device, passes=1))
             rows = model.prepare(wanted, times, keep=to_host)
         return WaitingSchedule(rows, self._device, start_step)
 
@@ -259,6 +259,7 @@ class TransformerTenant:
             device=self._device,
             slots=placement.slots,
             resident=spread(resident, count),
+            passes=0,
         )
 
     def _block_source(self) -> PinnedSource | DiskSource:

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from fastapi import FastAPI
 
-from kandinsky5.ui import choices, form, preview_views, theme, views
+from kandinsky5.ui import choices, layout, theme, views
+from kandinsky5.ui.expansion import Expansion
+from kandinsky5.ui.fields import STEERING
+from kandinsky5.ui.form_handlers import OUTLOOK_FIELDS, FormHandlers
 from kandinsky5.ui.handlers import Handlers
 from kandinsky5.ui.machine_notice import MachineNotice
 from kandinsky5.ui.options import StudioOptions
-from kandinsky5.ui.planning import PLAN_FIELDS, Planner
+from kandinsky5.ui.planning import Planner
 from kandinsky5.ui.remembered import KEPT_NAMES
 from kandinsky5.ui.routes import result_routes, with_door
+from kandinsky5.ui.system_info import SystemInfo
+from kandinsky5.ui.video_info import Sent, looked_into
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import WorkerClient
@@ -24,22 +29,8 @@ POLL_S = 1.0
 QUEUE_SLEEP_S = 0.02
 """Between two looks into gradio's own queue, which nothing of the page is put into: each costs a wake-up."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
-<circle cx="11" cy="14" r="9" fill="#dc5333"/><path d="M20 23 29 5l9 18z" fill="#2f6f9f" opacity=".92"/>
-<rect x="16" y="9" width="10" height="10" fill="#e8b23a" opacity=".95"/></svg>
-<h1>K1</h1><p>Kandinsky 5 studio</p></header>"""
-ON_TILE = """element.addEventListener('click', e => { const b = e.target.closest('[data-job]');
-if (b && b.tagName === 'BUTTON') trigger('click', {job: b.dataset.job}); });"""
-ON_PROGRESS = """element.addEventListener('click', e => {
-const b = e.target.closest('button[data-stop], button[data-resume], button[data-drop]'); if (!b) return;
-const act = ['stop', 'resume', 'drop'].find(name => name in b.dataset);
-trigger('click', {act, job: b.dataset[act]}); });
-const tell = () => window.k1 && window.k1.progressChanged(element); tell(); watch('value', tell);"""
-ON_PREVIEW = """const tell = () => window.k1 && window.k1.previewChanged && window.k1.previewChanged(element);
-tell(); watch('value', tell);"""
-ON_PROBLEM = (
-    """const tell = () => window.k1 && window.k1.problemChanged(element); watch('value', tell);"""
-)
+ASK_AGAIN_S = 0.4
+"""Between two looks at what the worker says of a file, or at a prompt that it rewrites."""
 
 
 def build(
@@ -49,25 +40,31 @@ def build(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(options.uploads_dir)
     planner = Planner(machine, options.device, client.worker_pid)
-    is_here = choices.weights_in(options.models_dirs)
-    handlers = Handlers(client, options.out_dir, is_here, planner)
+    handlers = Handlers(client, options.out_dir)
+    of_form = FormHandlers(client, choices.weights_in(options.models_dirs), planner)
     with gr.Blocks(title="K1", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(HEADER, js_on_load=None)
+        gr.HTML(layout.HEADER, js_on_load=None)
         notice = gr.HTML("", elem_id="k1-notice", js_on_load=None, apply_default_css=False)
-        with gr.Row(elem_id="k1-create", equal_height=False):
-            with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
-                controls, dice, plan = _left(handlers)
-            with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
-                parts = _right()
-        _connect_form(handlers, controls, dice)
-        _connect_memory(page, handlers, controls)
-        _connect_jobs(handlers, controls, parts)
-        planned = [controls[name] for name in PLAN_FIELDS]
-        _connect_plan(page, handlers, planned, plan, parts["player"])
+        with gr.Tabs(selected="create", elem_id="k1-tabs") as tabs:
+            with gr.Tab("Create", id="create"), gr.Row(elem_id="k1-create", equal_height=False):
+                with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
+                    left = layout.left(of_form.presets)
+                with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
+                    parts = layout.right()
+            aside = layout.aside()
+        parts |= {"pinned": gr.State(None), "shown": gr.State({})}
+        _connect_form(of_form, left, parts)
+        _connect_memory(page, of_form, left.controls)
+        _connect_expansion(page, Expansion(client), left, parts)
+        _connect_jobs(handlers, left.controls, parts)
+        _connect_info(of_form, left.controls, aside, tabs)
+        system = _connect_system(SystemInfo(machine, options.state_dir / "worker.log"), aside)
+        outlook = _connect_outlook(page, of_form, left, parts["player"])
         if machine is not None:
-            _connect_machine(machine, handlers, planned, notice, plan)
+            _connect_machine(machine, notice, outlook, system)
         for function in (
             handlers.submit,
+            handlers.expand,
             handlers.status,
             handlers.stop,
             handlers.resume,
@@ -86,96 +83,93 @@ def _calm(page: gr.Blocks) -> None:
         queue.sleep_when_free = QUEUE_SLEEP_S
 
 
-def _connect_machine(
-    machine: MachineNotice, handlers: Handlers, planned: list[Any], notice: Any, plan: Any
-) -> None:
-    """A line under the header, and the plan, once the doctor has said what this machine is."""
+def _connect_machine(machine: MachineNotice, notice: Any, *looks: dict[str, Any]) -> None:
+    """A line under the header, the plan and the checks, once the doctor has said what this machine is."""
     timer = gr.Timer(POLL_S)
 
-    def look(*values: Any) -> tuple[Any, Any, Any]:
+    def look() -> tuple[Any, Any]:
         text = machine.text()
         if text is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        return views.notice(text), handlers.plan(*values), gr.Timer(active=False)
+            return gr.skip(), gr.skip()
+        return views.notice(text), gr.Timer(active=False)
 
-    timer.tick(look, planned, [notice, plan, timer], **QUIET)
-
-
-def _connect_plan(
-    page: gr.Blocks, handlers: Handlers, planned: list[Any], plan: Any, player: Any
-) -> None:
-    """The plan follows the form, and what a finished job has told of times."""
-    changes = [control.change for control in (*planned, player)]
-    gr.on([page.load, *changes], handlers.plan, planned, plan, trigger_mode="always_last", **QUIET)
+    told = timer.tick(look, None, [notice, timer], **QUIET)
+    for look_too in looks:
+        told.then(**look_too)
 
 
-def _left(handlers: Handlers) -> tuple[dict[str, Any], gr.Button, gr.HTML]:
-    """The controls by the names of their fields, the dice, and the memory plan."""
-    made: dict[str, Any] = {}
-
-    def place(*names: str) -> None:
-        for name in names:
-            made[name] = form.component(form.BY_NAME[name], handlers.presets)
-
-    place("mode", "preset", "prompt", "expand", "image", "negative_prompt")
-    with gr.Row(elem_classes=["k1-row"]):
-        place("size", "width", "height")
-    with gr.Row(elem_classes=["k1-row"]):
-        place("seconds", "steps", "guidance", "shift")
-    with gr.Row(elem_classes=["k1-row", "k1-seed-row"]):
-        place("seed")
-        dice = gr.Button("Random", elem_id="k1-dice", min_width=90, scale=0)
-    with gr.Accordion("Model & memory", open=False, elem_id="k1-files"):
-        place("dit", "model_dir")
-        with gr.Row(elem_classes=["k1-row"]):
-            place("weights", "text_weights")
-        with gr.Row(elem_classes=["k1-row"]):
-            place("vram", "ram")
-    plan = gr.HTML("", elem_id="k1-plan", js_on_load=None, apply_default_css=False)
-    return {field.name: made[field.name] for field in form.FIELDS}, dice, plan
+def _connect_outlook(
+    page: gr.Blocks, of_form: FormHandlers, left: layout.Left, player: Any
+) -> dict[str, Any]:
+    """What is said of memory and files follows the form, and what a finished job has told of times."""
+    watched = [left.controls[name] for name in OUTLOOK_FIELDS]
+    timer = gr.Timer(ASK_AGAIN_S, active=False)
+    look: dict[str, Any] = {
+        "fn": of_form.outlook,
+        "inputs": watched,
+        "outputs": [
+            left.plan,
+            *(left.said[name] for name in ("preset", "dit", "model_dir", "loras")),
+            *left.lora_rows,
+            timer,
+        ],
+        "trigger_mode": "always_last",
+        **QUIET,
+    }
+    gr.on([page.load, timer.tick, *(item.change for item in (*watched, player))], **look)
+    return {name: value for name, value in look.items() if name != "trigger_mode"}
 
 
-def _right() -> dict[str, Any]:
-    """The parts of the page that tell what happens."""
-    parts: dict[str, Any] = {}
-    with gr.Row(elem_id="k1-actions"):
-        parts["generate"] = gr.Button("Generate", variant="primary", elem_id="k1-generate", scale=3)
-        parts["stop"] = gr.Button(
-            "Stop", elem_id="k1-stop", scale=1, min_width=90, interactive=False
-        )
-    parts["problem"] = gr.HTML("", elem_id="k1-problem", js_on_load=ON_PROBLEM)
-    parts["progress"] = gr.HTML(
-        views.progress(None, ()),
-        elem_id="k1-progress",
-        js_on_load=ON_PROGRESS,
-        apply_default_css=False,
-    )
-    gr.HTML(preview_views.FRAME, elem_id="k1-preview", js_on_load=None, apply_default_css=False)
-    parts["preview"] = gr.HTML("", elem_id="k1-preview-data", js_on_load=ON_PREVIEW)
-    parts["player"] = gr.HTML(
-        views.player(None), elem_id="k1-player", js_on_load=None, apply_default_css=False
-    )
-    parts["use"] = gr.Button("Use these settings", elem_id="k1-use", size="md", visible=False)
-    gr.HTML('<h2 class="k1-h2">Results</h2>', js_on_load=None, apply_default_css=False)
-    parts["gallery"] = gr.HTML(
-        views.gallery((), None), elem_id="k1-gallery", js_on_load=ON_TILE, apply_default_css=False
-    )
-    return parts
-
-
-def _connect_form(handlers: Handlers, controls: dict[str, Any], dice: gr.Button) -> None:
+def _connect_form(of_form: FormHandlers, left: layout.Left, parts: dict[str, Any]) -> None:
     """Controls that change other controls."""
+    controls = left.controls
     every = list(controls.values())
+    steering = [controls[name] for name in STEERING]
     size, width, height = controls["size"], controls["width"], controls["height"]
-    controls["mode"].input(handlers.mode_chosen, controls["mode"], every, **QUIET)
-    controls["preset"].input(handlers.preset_chosen, controls["preset"], every, **QUIET)
+    controls["mode"].input(of_form.mode_chosen, [controls["mode"], *steering], every, **QUIET)
+    controls["preset"].input(of_form.preset_chosen, steering, every, **QUIET)
+    steers = [controls[name].input for name in STEERING if name != "preset"]
+    gr.on(steers, of_form.steered, steering, every, **QUIET)
     size.input(choices.size_of, [size, width, height], [width, height], **QUIET)
     for side in (width, height):
         side.input(lambda: choices.CUSTOM_SIZE, None, size, **QUIET)
-    dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **QUIET)
+    left.dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **QUIET)
+    controls["image"].upload(
+        of_form.picture_given, controls["image"], [controls["image"], parts["problem"]], **QUIET
+    )
+    shown = parts["pinned"], parts["shown"]
+    parts["use"].click(of_form.use_settings, [*shown], every, **QUIET)
 
 
-def _connect_memory(page: gr.Blocks, handlers: Handlers, controls: dict[str, Any]) -> None:
+def _connect_expansion(
+    page: gr.Blocks, expansion: Expansion, left: layout.Left, parts: dict[str, Any]
+) -> None:
+    """“Expand now” and the text that it streams."""
+    controls, running, written_for = left.controls, gr.State(None), gr.State(None)
+    timer = gr.Timer(ASK_AGAIN_S, active=False)
+    form = [controls[name] for name in ("preset", "expand", "expanded_prompt", "prompt")]
+    box, button = controls["expanded_prompt"], left.expand_button
+    outputs = [running, box, left.expand_line, button, timer, written_for]
+    button.click(
+        expansion.pressed,
+        [running, gr.Textbox(visible=False), *controls.values()],
+        [*outputs, parts["problem"]],
+        js="(running, token, ...values) => [running, window.k1.newId(), ...values]",
+        **QUIET,
+    )
+    timer.tick(expansion.look, [running, controls["preset"]], outputs, **QUIET)
+    gr.on(
+        [page.load, *(control.change for control in form)],
+        expansion.changed,
+        [running, *form, written_for],
+        [left.expand_line, button],
+        trigger_mode="always_last",
+        **QUIET,
+    )
+    page.load(expansion.found, None, [running, timer], **QUIET)
+
+
+def _connect_memory(page: gr.Blocks, of_form: FormHandlers, controls: dict[str, Any]) -> None:
     """The browser keeps what is typed and gives it back when the page is loaded again."""
     kept = [controls[name] for name in KEPT_NAMES]
     names = json.dumps(KEPT_NAMES)
@@ -188,7 +182,7 @@ def _connect_memory(page: gr.Blocks, handlers: Handlers, controls: dict[str, Any
         **QUIET,
     )
     page.load(
-        handlers.restored,
+        of_form.restored,
         gr.Textbox(visible=False),
         list(controls.values()),
         js="() => [window.k1.remembered()]",
@@ -196,9 +190,33 @@ def _connect_memory(page: gr.Blocks, handlers: Handlers, controls: dict[str, Any
     ).then(None, None, None, js="() => { window.k1.startRemembering(); return []; }", **QUIET)
 
 
+def _connect_info(
+    of_form: FormHandlers, controls: dict[str, Any], aside: layout.Aside, tabs: gr.Tabs
+) -> None:
+    """A dropped result tells how it was made, and its settings fill the form."""
+    sent = gr.State(None)
+    aside.file.change(looked_into, aside.file, [aside.told, sent, aside.send], **QUIET)
+
+    def send(found: Sent | None) -> list[Any]:
+        if found is None:
+            return [gr.skip() for _ in (*controls, tabs)]
+        filled = of_form.filled_with(found.request, found.expanded_prompt)
+        return [*filled, gr.Tabs(selected="create")]
+
+    aside.send.click(send, sent, [*controls.values(), tabs], **QUIET)
+
+
+def _connect_system(info: SystemInfo, aside: layout.Aside) -> dict[str, Any]:
+    """What the doctor says and the log, read when somebody looks."""
+    outputs = [aside.checks, aside.log, aside.text]
+    look: dict[str, Any] = {"fn": info.look, "inputs": None, "outputs": outputs, **QUIET}
+    gr.on([aside.system.select, aside.again.click], **look)
+    return look
+
+
 def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str, Any]) -> None:
     """Generate, Stop, the timer and the results."""
-    watched, pinned, shown = gr.State(None), gr.State(None), gr.State({})
+    watched, pinned, shown = gr.State(None), parts["pinned"], parts["shown"]
     token = gr.Textbox(visible=False)
     every = list(controls.values())
     look: dict[str, Any] = {
@@ -217,9 +235,6 @@ def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str,
         js="(watched, token, ...values) => [watched, window.k1.token(), ...values]",
         **QUIET,
     ).then(**look)
-    controls["image"].upload(
-        handlers.picture_given, controls["image"], [controls["image"], parts["problem"]], **QUIET
-    )
     parts["stop"].click(
         handlers.stop_watched,
         [watched, gr.Textbox(visible=False)],
@@ -231,7 +246,6 @@ def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str,
         handlers.progress_pressed, None, [watched, parts["problem"]], **QUIET
     ).then(**look)
     parts["gallery"].click(handlers.choose, None, pinned, **QUIET).then(**look)
-    parts["use"].click(handlers.use_settings, [pinned, shown], every, **QUIET)
     gr.Timer(POLL_S).tick(**look)
 
 
@@ -256,7 +270,7 @@ def studio_app(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        max_file_size="64mb",
+        max_file_size=options.upload_bytes,
         theme=theme.studio_theme(),
         css_paths=[theme.STYLE_FILE],
         head="".join(

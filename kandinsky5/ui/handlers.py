@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from kandinsky5.errors import K1Error, UserError
-from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import choices, form, plan_views, preview_views, remembered, views
-from kandinsky5.ui.planning import PLAN_FIELDS
+from kandinsky5.ui import form, preview_views, views
+from kandinsky5.ui.fields import FIELDS
+from kandinsky5.ui.form_handlers import HISTORY_LENGTH
+from kandinsky5.ui.model_files import files_told
 
 if TYPE_CHECKING:
-    from kandinsky5.ui.planning import Planner
     from kandinsky5.worker.client import JobSnapshot, WorkerClient
 
 GALLERY_LENGTH = 12
-HISTORY_LENGTH = 36
 RESUMABLE_LENGTH = 3
 """Jobs that were cut short, listed below the progress; older ones stay in the history."""
-SETTING_NAMES = tuple(field.name for field in form.FIELDS)
+SETTING_NAMES = tuple(field.name for field in FIELDS)
 
 
 class Handlers:
@@ -32,25 +31,11 @@ class Handlers:
     Args:
         client: of the worker.
         out_dir: where results go; a request may name no file outside.
-        is_here: whether a preset's weights are on this machine.
-        planner: makes the memory plan; None shows none.
     """
 
-    def __init__(
-        self,
-        client: WorkerClient,
-        out_dir: Path,
-        is_here: Callable[[Preset], bool],
-        planner: Planner | None = None,
-    ) -> None:
+    def __init__(self, client: WorkerClient, out_dir: Path) -> None:
         self.client = client
         self.out_dir = out_dir.expanduser().resolve()
-        self.is_here = is_here
-        self.planner = planner
-
-    def presets(self, mode: str) -> list[tuple[str, str]]:
-        """Choices of presets for a mode."""
-        return choices.preset_choices(mode, self.is_here)
 
     def generate(self, watched: str | None, token: str, *values: Any) -> tuple[Any, Any, str]:
         """Queue what the form says.
@@ -59,39 +44,16 @@ class Handlers:
             The job to watch, None as the job to show instead of the newest, and the problem to show.
         """
         try:
-            request = form.request_from(dict(zip(SETTING_NAMES, values, strict=True)))
+            named = dict(zip(SETTING_NAMES, values, strict=True))
+            request = form.request_from(named)
+            if (wrong := files_told(self.client, named).problem) is not None:
+                raise UserError(wrong[0], named[wrong[0]], wrong[1])
             job_id = self.client.submit(request, token=token or None)
         except UserError as error:
             return watched, gr.skip(), views.problem(error.field, form.problem_text(error))
         except K1Error as error:
             return watched, gr.skip(), views.problem("", str(error))
         return job_id, None, ""
-
-    def plan(self, *values: Any) -> str:
-        """The memory plan of what the form says.
-
-        Args:
-            values: of the controls of :data:`kandinsky5.ui.planning.PLAN_FIELDS`.
-        """
-        if self.planner is None:
-            return ""
-        try:
-            named = dict(zip(PLAN_FIELDS, values, strict=True))
-            for name in ("vram", "ram"):
-                named[name] = form.budget_of(form.BY_NAME[name], named[name])
-            history = self.client.history(limit=HISTORY_LENGTH)
-            return plan_views.plan_view(self.planner.outlook(named, history))
-        except UserError as error:
-            return plan_views.no_plan(form.problem_text(error))
-
-    def picture_given(self, path: str | None) -> tuple[Any, str]:
-        """Keep a picture that can be read; otherwise empty the control and say why."""
-        try:
-            if path:
-                form.check_picture(path)
-        except UserError as error:
-            return None, views.problem(error.field, form.problem_text(error))
-        return gr.skip(), ""
 
     def refresh(
         self, watched: str | None, pinned: str | None, shown: dict[str, str]
@@ -112,7 +74,7 @@ class Handlers:
         done = [job for job in past if job.state == "done" and job.output]
         result = self._job(pinned) or next(iter(done), None)
         focus = self._focus(watched, queue)
-        if focus is None and past and (past[0].state == "failed" or views.was_cut_short(past[0])):
+        if focus is None and past:
             focus = past[0]
         resumable = [job for job in past if job.is_resumable][:RESUMABLE_LENGTH]
         parts = {
@@ -186,56 +148,21 @@ class Handlers:
         job = self._job(str(event._data.get("job", "")))
         return job.id if job else None
 
-    def use_settings(self, pinned: str | None, shown: dict[str, str]) -> list[Any]:
-        """Fill the form with what made the shown result, its seed included."""
-        job = self._job(pinned or shown.get("result"))
-        if job is None:
-            return [gr.skip() for _ in form.FIELDS]
-        request = GenerationRequest.from_dict(job.request)
-        values = form.values_of(request)
-        if job.result and request.seed is None:
-            values["seed"] = str(job.result.get("seed", ""))
-        return self._updates(values, PRESETS[request.preset])
-
-    def restored(self, kept: str | None) -> list[Any]:
-        """The form as the browser kept it; controls stay as they are when it kept nothing readable."""
-        values = remembered.values_from(kept)
-        if values is None:
-            return [gr.skip() for _ in form.FIELDS]
-        return self._updates(values, PRESETS[values["preset"]])
-
-    def mode_chosen(self, mode: str) -> list[Any]:
-        """The first preset of the mode, with its defaults."""
-        preset = PRESETS[self.presets(mode)[0][1]]
-        return self._updates({"preset": preset.name, **choices.preset_values(preset)}, preset)
-
-    def preset_chosen(self, name: str) -> list[Any]:
-        """The defaults of the preset."""
-        preset = PRESETS[name]
-        return self._updates(choices.preset_values(preset), preset)
-
-    def _updates(self, values: dict[str, Any], preset: Preset) -> list[Any]:
-        """An update for each control: its value where one is given, its choices, whether it is shown."""
-        updates = []
-        for field in form.FIELDS:
-            change: dict[str, Any] = {"visible": preset.mode in field.modes}
-            if field.name in values:
-                change["value"] = values[field.name]
-            if field.name == "preset":
-                change["choices"] = self.presets(preset.mode)
-            elif field.name == "size":
-                change["choices"] = choices.size_choices(preset)
-            updates.append(gr.update(**change))
-        return updates
-
     def submit(self, request: dict, token: str = "") -> str:
         """Queue a request (the fields of ``k1.py generate``) and return its job's id."""
+        return self._queued(self.client.submit, request, token)
+
+    def expand(self, request: dict, token: str = "") -> str:
+        """Queue the rewriting of a request's prompt alone; /status tells ``expanded_prompt`` as it grows."""
+        return self._queued(self.client.expand, request, token)
+
+    def _queued(self, put: Callable[..., str], request: dict, token: str) -> str:
         try:
             values = json.loads(request) if isinstance(request, str) else request
             made = GenerationRequest.from_dict(values)
             for name in ("out", "save_latents"):
                 self._refuse_outside(name, getattr(made, name))
-            return self.client.submit(made, token=token or None)
+            return put(made, token=token or None)
         except json.JSONDecodeError as error:
             raise gr.Error(f"request: not JSON: {error}", print_exception=False) from error
         except K1Error as error:
@@ -288,6 +215,7 @@ def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
     """A snapshot as JSON for programs; ``eta`` is ``eta_s`` under its promised name."""
     names = (
         "id",
+        "kind",
         "state",
         "stage",
         "step",
@@ -295,6 +223,7 @@ def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
         "seconds_per_step",
         "eta_s",
         "place",
+        "expanded_prompt",
         "output",
         "message",
         "request",

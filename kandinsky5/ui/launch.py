@@ -50,10 +50,10 @@ def launch(options: StudioOptions, *, announce: Callable[[str], None] = lambda l
 
 def _serve(client: WorkerClient, options: StudioOptions, listener: socket.socket) -> None:
     from kandinsky5.ui.app import studio_app
-    from kandinsky5.ui.machine_notice import MachineNotice
+    from kandinsky5.ui.machine_notice import MachineNotice, doctor_command
     from kandinsky5.ui.server import StudioServer
 
-    machine = MachineNotice()
+    machine = MachineNotice(doctor_command(options))
     try:
         server = StudioServer(studio_app(client, options, machine))
         client.start()

@@ -12,7 +12,10 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kandinsky5.ui.options import StudioOptions
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,14 @@ DOCTOR = (
     "--json",
 )
 PATIENCE_S = 120
+
+
+def doctor_command(options: StudioOptions) -> tuple[str, ...]:
+    """The doctor, asked about the studio's own folders."""
+    folders = ["--outdir", str(options.out_dir), "--state-dir", str(options.state_dir)]
+    for folder in options.models_dirs:
+        folders += ["--models-dir", str(folder)]
+    return (*DOCTOR, *folders)
 
 
 class MachineNotice:

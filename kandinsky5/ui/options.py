@@ -23,6 +23,7 @@ class StudioOptions:
         state_dir: folder of the jobs and of uploaded pictures.
         models_dirs: folders in which models are looked for.
         device: for the worker; None lets it choose.
+        upload_bytes: of the largest file that a visitor may send; larger ones are refused as they come in.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,7 @@ class StudioOptions:
     state_dir: Path = field(default_factory=lambda: Path("state"))
     models_dirs: tuple[Path, ...] = ()
     device: str | None = None
+    upload_bytes: int = 64_000_000
 
     @property
     def bind_host(self) -> str:

@@ -54,8 +54,9 @@ window.k1 = (() => {
     }
   }
 
-  // What becomes of a stopped job: saved, unless the dialog was told to drop it.
+  // What becomes of a stopped job: what the dialog was told.
   let nextStop = "save";
+  let stopIsChosen = false;
   function stopMode() {
     const mode = nextStop;
     nextStop = "save";
@@ -101,19 +102,32 @@ window.k1 = (() => {
       dialog.innerHTML =
         '<form method="dialog"><p id="k1-ask-text">Stop this job? Saved, it can go on later from where it is.</p>' +
         '<div><button value="keep" autofocus>Keep going</button>' +
-        '<button value="drop">Stop and drop it</button>' +
-        '<button value="stop" class="k1-danger">Stop and save</button></div></form>';
+        '<button value="discard">Drop it</button>' +
+        '<button value="decode">Decode what is there</button>' +
+        '<button value="save" class="k1-danger">Save to resume</button></div></form>';
       dialog.addEventListener("close", () => {
-        if (["stop", "drop"].includes(dialog.returnValue)) {
-          nextStop = dialog.returnValue === "drop" ? "discard" : "save";
+        if (["discard", "decode", "save"].includes(dialog.returnValue)) {
+          nextStop = dialog.returnValue;
+          stopIsChosen = true;
           document.getElementById("k1-stop").click();
+          stopIsChosen = false;
         }
         dialog.returnValue = "";
       });
       (document.querySelector(".gradio-container") || document.body).append(dialog);
     }
+    // Before the first step, and once all are done, there is nothing to choose from.
+    dialog.querySelector("[value=decode]").hidden = !document.querySelector("#k1-progress [data-painted]");
     if (!dialog.open) dialog.showModal();
   }
+
+  document.addEventListener("click", (event) => {
+    if (stopIsChosen || !event.target.closest || !event.target.closest("#k1-stop")) return;
+    if (document.querySelector("#k1-progress [data-kind=expand]")) return; // a text is not worth asking
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (active()) askBeforeStopping();
+  }, true);
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) {
@@ -124,7 +138,7 @@ window.k1 = (() => {
         button.click();
       }
     } else if (event.key === "Escape" && !event.defaultPrevented && active()) {
-      const open = document.querySelector("ul.options, dialog[open]") || document.fullscreenElement;
+      const open = document.querySelector("[role=listbox], dialog[open]") || document.fullscreenElement;
       if (!open) {
         event.preventDefault();
         askBeforeStopping();
@@ -147,7 +161,7 @@ window.k1 = (() => {
   }
 
   return {
-    token, dice, stopMode, progressChanged, problemChanged,
+    token, newId, dice, stopMode, progressChanged, problemChanged,
     remember, remembered, startRemembering, isRemembering,
   };
 })();

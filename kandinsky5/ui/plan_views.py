@@ -39,6 +39,8 @@ WEIGHT_PARTS = (
     "resident blocks",
     "blocks, pinned",
     "slots",
+    "text blocks, slots",
+    "modulations, slots",
     "VAE",
 )
 DULL_SHARE = 0.25

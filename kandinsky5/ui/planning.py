@@ -1,6 +1,6 @@
 """The memory plan of what the form says, as the worker will make it. No torch.
 
-The worker plans again when the job starts, with what is free then and with the checkpoint's own dimensions.
+The worker plans again when the job starts, with what is free then.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kandinsky5.errors import K1Error, UserError
+from kandinsky5.family import TransformerShape
 from kandinsky5.machine import memory_bytes
 from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.memory.demand import PlanRequest
-from kandinsky5.memory.free import ASSUMED_RAM_BYTES, held_bytes
+from kandinsky5.memory.free import ASSUMED_RAM_BYTES, held_bytes, text_formats
 from kandinsky5.memory.plan import MemoryPlan, make_plan
+from kandinsky5.picture_sizes import size_for_picture
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
+from kandinsky5.ui.model_files import FilesTold
+from kandinsky5.ui.pictures import picture_size
 
 if TYPE_CHECKING:
     from kandinsky5.ui.machine_notice import MachineNotice
@@ -34,20 +38,32 @@ PLAN_FIELDS = (
     "steps",
     "guidance",
     "expand",
+    "expanded_prompt",
+    "image",
     "dit",
+    "model_dir",
     "weights",
     "text_weights",
+    "dtype",
     "vram",
     "ram",
+    "attention",
+    "nabla_p",
+    "nabla_wt",
+    "nabla_wh",
+    "nabla_ww",
+    "vae_tiling",
+    "vae_tile",
 )
 """What a plan depends on."""
 GRAIN_BYTES = GB // 10
 """What is free is rounded down to this, so that a plan does not change with every breath of the machine."""
 MAX_PAST_RUNS = 5
 OF_THE_IMAGE = "the size follows from the image; planned for about {0} × {1}"
-OF_THE_FILE = (
-    "planned with the preset's dimensions in bfloat16: your checkpoint is read when the job starts"
-)
+OF_THE_GIVEN = "the size follows from the image: {0} × {1}"
+OF_THE_PRESET = "planned with the preset's dimensions: your checkpoint is still being looked at"
+NOT_OF_THE_FILE = "planned with the preset's dimensions: your checkpoint cannot be used"
+NO_FILES = FilesTold()
 NO_CARD = "there is no GPU here: the VRAM budget is not used"
 
 log = logging.getLogger(__name__)
@@ -93,13 +109,17 @@ class Planner:
         self._ratios: dict[str, Ratios | None] = {}
 
     def outlook(
-        self, values: Mapping[str, Any], history: Iterable[JobSnapshot] = ()
+        self,
+        values: Mapping[str, Any],
+        history: Iterable[JobSnapshot] = (),
+        files: FilesTold = NO_FILES,
     ) -> Outlook | None:
         """What is to be expected of what the form says; None while the machine is not known yet.
 
         Args:
-            values: of :data:`PLAN_FIELDS`.
+            values: of :data:`PLAN_FIELDS`, as a request holds them.
             history: jobs that are over, the newest first.
+            files: what is known of the model files named.
 
         Raises:
             UserError: a value out of its range, or a choice that cannot be met.
@@ -110,7 +130,12 @@ class Planner:
         request, notices = request_for(values)
         card = self._card(report)
         budget = self._budget(request, card)
-        plan = _planned(job_for(request, budget), budget)
+        plan = _planned(job_for(request, budget, files.transformer), budget)
+        if values.get("dit") or values.get("model_dir"):
+            if files.pending:
+                notices = (*notices, OF_THE_PRESET)
+            elif files.transformer is None:
+                notices = (*notices, NOT_OF_THE_FILE)
         if card is None and request.vram:
             notices = (*notices, NO_CARD)
         notices = (*notices, *plan.notices)
@@ -175,27 +200,40 @@ def request_for(values: Mapping[str, Any]) -> tuple[GenerationRequest, tuple[str
     preset = PRESETS.get(values["preset"])
     if preset is None:
         raise UserError("preset", values["preset"], "one of the list")
-    given = {name: values[name] for name in PLAN_FIELDS}
-    if not preset.is_video:
-        given["seconds"] = None
+    given = {name: values[name] for name in PLAN_FIELDS if name in values}
+    given |= {"dit": None, "model_dir": None, "prompt": "a plan"}
+    given["seconds"] = given["seconds"] if preset.is_video else None
+    picture = given.get("image") if preset.takes_image else None
+    given["image"] = "a picture" if preset.takes_image else None
+    if str(given.get("expanded_prompt") or "").strip():
+        given["expand"] = False
     notices: tuple[str, ...] = ()
     if not given["width"] and not given["height"]:
         given["width"], given["height"] = preset.sizes_px[0]
-        if preset.takes_image:
+        if picture:
+            asked = GenerationRequest(**{**given, "width": None, "height": None})
+            given["width"], given["height"] = size_for_picture(*picture_size(picture), asked)
+            notices = (OF_THE_GIVEN.format(given["width"], given["height"]),)
+        elif preset.takes_image:
             notices = (OF_THE_IMAGE.format(*preset.sizes_px[0]),)
-    if given["dit"]:
-        notices = (*notices, OF_THE_FILE)
-    given["dit"] = None
-    image = "a picture" if preset.takes_image else None
-    request, changed = settle(GenerationRequest(**given, prompt="a plan", image=image))
+    request, changed = settle(GenerationRequest(**given))
     return request, (*changed, *notices)
 
 
-def job_for(request: GenerationRequest, budget: Budget) -> PlanRequest:
-    """The job as this version's pipeline runs it: the text encoder never in NF4."""
+def job_for(
+    request: GenerationRequest,
+    budget: Budget,
+    transformer: tuple[TransformerShape, str] | None = None,
+) -> PlanRequest:
+    """The job as the pipeline runs it; whether NF4 gives right numbers only the worker tests.
+
+    Args:
+        transformer: dimensions and format of the file that takes the place of the preset's.
+    """
     dtype = "fp32" if request.dtype == "fp32" or budget.on_cpu else "bf16"
-    job = PlanRequest.of(request, dtype=dtype)
-    return dataclasses.replace(job, text_formats=("bf16",))
+    shape, stored = transformer or (None, "bf16")
+    job = PlanRequest.of(request, transformer=shape, file_weights=stored, dtype=dtype)
+    return dataclasses.replace(job, text_formats=text_formats())
 
 
 @functools.lru_cache(maxsize=128)

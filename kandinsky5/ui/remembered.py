@@ -13,7 +13,7 @@ from typing import Any
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import MAX_PROMPT_CHARACTERS
 from kandinsky5.ui.choices import preset_values, size_name
-from kandinsky5.ui.form import BY_NAME, FIELDS, Field
+from kandinsky5.ui.fields import BY_NAME, FIELDS, Field
 
 VERSION = 1
 KEPT_NAMES = tuple(field.name for field in FIELDS if field.kind != "picture")

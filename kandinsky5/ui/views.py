@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +66,6 @@ def can_be_stopped(job: JobSnapshot) -> bool:
     return is_active(job) and not job.is_stopping
 
 
-def was_cut_short(job: JobSnapshot) -> bool:
-    """Whether the job was interrupted, or stopped in a way that lets it go on."""
-    return job.state == "interrupted" or job.is_resumable
-
-
 def prompt_of(job: JobSnapshot) -> str:
     return str(job.request.get("prompt", ""))
 
@@ -92,12 +88,16 @@ def progress(
             f"{others}</section>"
         )
     head, detail, bar = _progress_parts(job)
+    notices = "" if job.output else _notices(job)  # the result has them
     active = ' data-active="yes"' if can_be_stopped(job) else ""
+    if active and job.stage == "denoise" and job.step:
+        active += ' data-painted="yes"'
     return (
         f'<section class="k1-progress" data-state="{safe(job.state)}" data-job="{safe(job.id)}"'
+        f' data-kind="{safe(job.kind)}"'
         f' data-title="{safe(_title(job))}"{active}>'
         f'<p class="k1-line" role="status"><b>{safe(head)}</b><span>{safe(detail)}</span></p>{bar}'
-        f'<p class="k1-what">{safe(_told_prompt(job))}</p>{_notices(job)}{_ways_on(job)}{others}</section>'
+        f'<p class="k1-what">{safe(_told_prompt(job))}</p>{notices}{_ways_on(job)}{others}</section>'
     )
 
 
@@ -128,13 +128,25 @@ def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
             "",
             _bar(1.0 if job.stage in ("decode", "save") else None),
         )
+    if job.state == "done" and job.is_resumable:
+        at = f"at step {job.saved_step} of {job.total}; what was there by then was decoded"
+        return ENDED_WORDS["stopped"], at, ""
     if job.state == "done":
         took = (job.finished_at or 0) - (job.started_at or 0)
-        return ENDED_WORDS["done"], f"in {duration_text(max(took, 0))}", ""
+        return ENDED_WORDS["done"], f"in {duration_text(max(took, 0))}{_moment(job)}", ""
     if job.state == "stopped":
         at = f"at step {job.step} of {job.total}" if job.total else "before its first step"
         return ENDED_WORDS["stopped"], at, ""
     return ENDED_WORDS.get(job.state, job.state), job.message or "the log says more", ""
+
+
+def _moment(job: JobSnapshot) -> str:
+    """When it ended, by this machine's clock: a page that was loaded again shows what was last."""
+    if not job.finished_at:
+        return ""
+    ended, now = time.localtime(job.finished_at), time.localtime()
+    today = ended[:3] == now[:3]
+    return f" · {time.strftime('%H:%M' if today else '%Y-%m-%d %H:%M', ended)}"
 
 
 def _step_text(job: JobSnapshot) -> str:
@@ -216,7 +228,9 @@ def player(job: JobSnapshot | None) -> str:
             '<div class="k1-shapes" aria-hidden="true"><i></i><i></i><i></i></div>'
             "<p>Your video plays here as soon as it is made.</p></div></figure>"
         )
-    source = f"/k1/result/{safe(job.id)}"
+    # A job that goes on after an early result gets another one.
+    early = f"?step={job.saved_step}" if job.is_resumable else ""
+    source = f"/k1/result/{safe(job.id)}{early}"
     label = safe(prompt_of(job)[:120])
     if Path(job.output).suffix == ".png":
         media = f'<img src="{source}" alt="{label}">'

@@ -16,16 +16,22 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kandinsky5.errors import UserError
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
 from kandinsky5.worker.jobs import JobSnapshot, JobStore
-from kandinsky5.worker.protocol import DEFAULT_PIPELINE, STOP_MODES, WorkerSettings
+from kandinsky5.worker.protocol import (
+    DEFAULT_PIPELINE,
+    STOP_MODES,
+    FileNames,
+    WorkerSettings,
+)
 from kandinsky5.worker.pump import JobPump
 from kandinsky5.worker.run_files import PreviewFolder, RunFiles
 
-__all__ = ["JobSnapshot", "WorkerClient"]
+__all__ = ["FileNames", "JobSnapshot", "WorkerClient"]
 
 DRAWN_SEEDS = 2**31
 
@@ -119,12 +125,39 @@ class WorkerClient:
         self._pump.wake()
         return job_id
 
+    def expand(self, request: GenerationRequest, *, token: str | None = None) -> str:
+        """Queue the rewriting of a prompt alone, before the jobs that wait.
+
+        Args:
+            request: as for :meth:`submit`.
+            token: likewise.
+
+        Returns:
+            The job's id; its ``expanded_prompt`` grows while it runs, its ``result`` has the whole text.
+
+        Raises:
+            UserError: the request cannot be run.
+        """
+        _, notices = settle(request)
+        completed = self._completed(request)
+        job_id = self._store.add(completed.to_dict(), token=token, notices=notices, kind="expand")
+        self._pump.wake()
+        return job_id
+
+    def describe(self, names: FileNames) -> dict[str, Any] | None:
+        """What model files are, as :func:`kandinsky5.pipeline.named_files.describe_files` tells it.
+
+        Returns:
+            At once: None while the worker still looks; ask again in a moment.
+        """
+        return self._pump.describe(names)
+
     def resume(self, job_id: str) -> None:
-        """Put a job that ended without a result back in the queue, to go on from its saved state.
+        """Put a job that ended before its last step back in the queue, to go on from its saved state.
 
         Raises:
             KeyError: there is no such job.
-            UserError: it is not over, is done, or has no saved state on disk.
+            UserError: it is not over, or has no saved state on disk.
         """
         job = self._store.get(job_id)
         if not job.is_resumable:
@@ -162,7 +195,8 @@ class WorkerClient:
         """Take a job out of the queue, or end it at its next step; a job that is over stays as it is.
 
         Args:
-            mode: "discard" drops what is painted, "save" leaves a state to be resumed.
+            mode: "discard" drops what is painted, "save" leaves a state to be resumed, "decode" leaves one
+                and makes a result of what is there: the job is done, and can go on all the same.
 
         Raises:
             KeyError: there is no such job.

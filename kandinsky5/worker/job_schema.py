@@ -38,6 +38,9 @@ ALTER TABLE jobs ADD COLUMN saved_at REAL;
 ALTER TABLE jobs ADD COLUMN resume_from TEXT;
 ALTER TABLE jobs ADD COLUMN previews TEXT NOT NULL DEFAULT '[]';
 """,
+    """
+ALTER TABLE jobs ADD COLUMN kind TEXT NOT NULL DEFAULT 'generate';
+""",
 )
 """From each version of the schema to the next; the first makes it. A step never changes once released."""
 

@@ -20,7 +20,8 @@ from kandinsky5.worker.job_schema import open_store, own_store
 
 FINAL_STATES = ("done", "failed", "stopped", "interrupted")
 STATES = ("queued", "running", *FINAL_STATES)
-RESUMABLE_STATES = ("failed", "stopped", "interrupted")
+TURN = "kind = 'generate', number"
+"""Order of the queue: somebody looks at the page and waits for a prompt to be rewritten."""
 LEFT_RUNNING = "the program ended during this job; start it again"
 LEFT_RESUMABLE = "the program ended during this job; resume it from step "
 
@@ -33,6 +34,7 @@ class JobSnapshot:
         id: names the job for good.
         state: one of :data:`STATES`.
         request: as :meth:`kandinsky5.request.GenerationRequest.to_dict` gives it, with its seed.
+        kind: ``generate``, or ``expand``: its prompt is rewritten and nothing made.
         stage: of :data:`kandinsky5.events.STAGES`; None before the first.
         step, total: steps of the schedule, done and in all.
         seconds_per_step, eta_s: of a running job; None when not known.
@@ -41,10 +43,10 @@ class JobSnapshot:
         expanded_prompt: of a running job: the prompt as the text encoder rewrites it, as far as it has come.
         is_stopping: it was told to stop and has not come to the end of its step.
         place: 0 running, n the n-th in the queue, −1 over.
-        output: path of the file, once done.
+        output: path of the file, once done; an early one stays there while the job goes on.
         message: one line, for failed and interrupted jobs.
         notices: what the user should know.
-        result: as :meth:`kandinsky5.request.GenerationResult.to_dict` gives it, once done.
+        result: as the ``to_dict`` of what the job's kind makes gives it, once done.
         created_at, started_at, finished_at: unix seconds.
         saved_state, saved_step, saved_at: the newest file from which the job can be resumed, the steps done
             in it and when it was written; None when there is none.
@@ -55,6 +57,7 @@ class JobSnapshot:
     id: str
     state: str
     request: dict[str, Any]
+    kind: str = "generate"
     stage: str | None = None
     step: int = 0
     total: int = 0
@@ -80,8 +83,8 @@ class JobSnapshot:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the job is over without a result and can go on from a saved state."""
-        return self.state in RESUMABLE_STATES and self.saved_state is not None
+        """Whether the job is over and can go on from a saved state; one with all its steps has none left."""
+        return self.state in FINAL_STATES and self.saved_state is not None
 
 
 class JobStore:
@@ -114,7 +117,12 @@ class JobStore:
             raise
 
     def add(
-        self, request: dict[str, Any], *, token: str | None = None, notices: Sequence[str] = ()
+        self,
+        request: dict[str, Any],
+        *,
+        token: str | None = None,
+        notices: Sequence[str] = (),
+        kind: str = "generate",
     ) -> str:
         """Queue a job; a token that came before gives the job of that time and adds none."""
         with self._lock:
@@ -122,9 +130,9 @@ class JobStore:
                 return known
             job_id = secrets.token_hex(8)
             self._change(
-                "INSERT INTO jobs (id, token, state, request, notices, created_at)"
-                " VALUES (?, ?, 'queued', ?, ?, ?)",
-                (job_id, token, json.dumps(request), json.dumps(list(notices)), time.time()),
+                "INSERT INTO jobs (id, token, state, kind, request, notices, created_at)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                (job_id, token, kind, json.dumps(request), json.dumps(list(notices)), time.time()),
             )
             return job_id
 
@@ -134,9 +142,9 @@ class JobStore:
         return rows[0]["id"] if rows else None
 
     def claim_next(self) -> JobSnapshot | None:
-        """Turn the oldest queued job into the running one; None when none waits."""
+        """Turn the first queued job into the running one; None when none waits."""
         with self._lock:
-            rows = self._rows("SELECT id FROM jobs WHERE state = 'queued' ORDER BY number LIMIT 1")
+            rows = self._rows(f"SELECT id FROM jobs WHERE state = 'queued' ORDER BY {TURN} LIMIT 1")
             if not rows:
                 return None
             self._change(
@@ -146,9 +154,10 @@ class JobStore:
             return self.get(rows[0]["id"])
 
     def stop_queued(self, job_id: str) -> bool:
-        """Take a job out of the queue; False when it was not in it."""
+        """Take a job out of the queue, with an early result it had as done; False when it was not in it."""
         changed = self._change(
-            "UPDATE jobs SET state = 'stopped', finished_at = ? WHERE id = ? AND state = 'queued'",
+            "UPDATE jobs SET state = CASE WHEN output IS NULL THEN 'stopped' ELSE 'done' END,"
+            " finished_at = ? WHERE id = ? AND state = 'queued'",
             (time.time(), job_id),
         )
         return changed == 1
@@ -184,12 +193,12 @@ class JobStore:
         )
 
     def requeue(self, job_id: str) -> bool:
-        """Put a job that is over without a result back in its old place, to go on from its saved state.
+        """Put a job that is over before its last step back in its old place, to go on from its saved state.
 
         Returns:
-            False when it is not over, is done, or has no saved state.
+            False when it is not over or has no saved state.
         """
-        states = ", ".join(f"'{state}'" for state in RESUMABLE_STATES)
+        states = ", ".join(f"'{state}'" for state in FINAL_STATES)
         changed = self._change(
             "UPDATE jobs SET state = 'queued', resume_from = saved_state, message = NULL,"
             " started_at = NULL, finished_at = NULL"
@@ -206,11 +215,15 @@ class JobStore:
         message: str | None = None,
         result: dict[str, Any] | None = None,
     ) -> None:
-        """End a job in one of :data:`FINAL_STATES`; a job that is over already stays as it is."""
+        """End a job in one of :data:`FINAL_STATES`; a job that is over already stays as it is.
+
+        An early result that a job already had stays with it when it ends without another.
+        """
         if state not in FINAL_STATES:
             raise ValueError(f"{state!r} does not end a job; one of {', '.join(FINAL_STATES)} does")
         self._change(
-            "UPDATE jobs SET state = ?, message = ?, result = ?, output = ?, finished_at = ?"
+            "UPDATE jobs SET state = ?, message = ?, result = coalesce(?, result),"
+            " output = coalesce(?, output), finished_at = ?"
             " WHERE id = ? AND state IN ('queued', 'running')",
             (
                 state,
@@ -229,6 +242,10 @@ class JobStore:
             " CASE WHEN saved_state IS NULL THEN ? ELSE ? || saved_step END WHERE state = 'running'",
             (time.time(), LEFT_RUNNING, LEFT_RESUMABLE),
         )
+        self._change(
+            "UPDATE jobs SET state = 'stopped', finished_at = ? WHERE state = 'queued' AND kind = 'expand'",
+            (time.time(),),  # the page that waited for it is gone
+        )
 
     def get(self, job_id: str) -> JobSnapshot:
         """The job as the store knows it.
@@ -241,7 +258,8 @@ class JobStore:
             if not rows:
                 raise KeyError(job_id)
             until_it = self._rows(
-                "SELECT id FROM jobs WHERE state = 'queued' AND number <= ?", (rows[0]["number"],)
+                f"SELECT id FROM jobs WHERE state = 'queued' AND ({TURN}) <= (?, ?)",
+                (rows[0]["kind"] == "generate", rows[0]["number"]),
             )
         return _snapshot(rows[0], place=len(until_it))
 
@@ -249,15 +267,15 @@ class JobStore:
         """The running job, then those that wait, in their order."""
         rows = self._rows(
             "SELECT * FROM jobs WHERE state IN ('running', 'queued')"
-            " ORDER BY state = 'queued', number"
+            f" ORDER BY state = 'queued', {TURN}"
         )
         running = sum(row["state"] == "running" for row in rows)
         return tuple(_snapshot(row, place=index - running + 1) for index, row in enumerate(rows))
 
     def history(self, limit: int, offset: int = 0) -> tuple[JobSnapshot, ...]:
-        """Jobs that are over, the newest first."""
+        """Jobs that are over, the newest first; none that only rewrote a prompt."""
         rows = self._rows(
-            "SELECT * FROM jobs WHERE finished_at IS NOT NULL"
+            "SELECT * FROM jobs WHERE finished_at IS NOT NULL AND kind = 'generate'"
             " ORDER BY finished_at DESC, number DESC LIMIT ? OFFSET ?",
             (max(limit, 0), max(offset, 0)),
         )
@@ -292,6 +310,7 @@ def _snapshot(row: sqlite3.Row, *, place: int = 0) -> JobSnapshot:
         id=row["id"],
         state=state,
         request=json.loads(row["request"]),
+        kind=row["kind"],
         stage=row["stage"],
         step=row["step"],
         total=row["total"],

@@ -19,20 +19,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
-from kandinsky5.errors import K1Error, Stopped
+from kandinsky5.errors import K1Error, OutOfMemory, Stopped
 from kandinsky5.events import EventSink, PipelineEvent, PreviewReady
 from kandinsky5.output.autosave import StateKeeper
+from kandinsky5.pipeline.expanded_prompt import ExpandedPrompt
 from kandinsky5.pipeline.preview_pace import PreviewEvery
 from kandinsky5.request import GenerationRequest, GenerationResult
 from kandinsky5.worker.protocol import (
+    DescribeFiles,
     Event,
+    FileNames,
+    FilesDescribed,
     JobEvent,
     JobFailed,
     JobFinished,
     JobStarted,
     JobStopped,
+    MemoryInPieces,
+    Ping,
+    Pong,
     PreviewKept,
     RunJob,
     Shutdown,
@@ -60,6 +67,7 @@ class JobPipeline(Protocol):
         out: Path,
         emit: EventSink,
         should_stop: Callable[[], bool],
+        should_finish: Callable[[], bool],
         previews: PreviewEvery | None,
         states: StateKeeper | None,
     ) -> GenerationResult: ...
@@ -71,9 +79,20 @@ class JobPipeline(Protocol):
         out: Path,
         emit: EventSink,
         should_stop: Callable[[], bool],
+        should_finish: Callable[[], bool],
         previews: PreviewEvery | None,
         states: StateKeeper | None,
+        keep_paths: bool,
     ) -> GenerationResult: ...
+
+    def expand(
+        self,
+        request: GenerationRequest,
+        *,
+        out: Path,
+        emit: EventSink,
+        should_stop: Callable[[], bool],
+    ) -> ExpandedPrompt: ...
 
 
 @dataclass
@@ -83,14 +102,23 @@ class RunControl:
     Attributes:
         states: where the run saves itself, if it does.
         stop: set when the run is to end at its next step.
+        finish: set when it is to end there and to decode what it has.
     """
 
     states: StateKeeper | None
     stop: threading.Event = field(default_factory=threading.Event)
+    finish: threading.Event = field(default_factory=threading.Event)
 
-    def end(self, *, save: bool) -> None:
-        """Ask the run to end, first telling it whether to leave a state behind."""
-        if save and self.states is not None:
+    def is_ending(self) -> bool:
+        """Whether it was asked to end in any way."""
+        return self.stop.is_set() or self.finish.is_set()
+
+    def end(self, mode: str) -> None:
+        """Ask the run to end in one of :data:`~kandinsky5.worker.protocol.STOP_MODES`."""
+        if mode == "decode":
+            self.finish.set()
+            return
+        if mode == "save" and self.states is not None:
             self.states.ask_to_save_on_stop()
         self.stop.set()
 
@@ -123,17 +151,21 @@ class Worker:
         self._settings = settings
         self._pipeline: JobPipeline | None = None
         self._jobs: queue.SimpleQueue[RunJob | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[FileNames] = queue.SimpleQueue()
         self._runs: dict[str, RunControl] = {}
         self._leaving = threading.Event()
+        self._warmed = threading.Event()
         self._sending = threading.Lock()
 
     def run(self) -> None:
         """Warm up, then run jobs as they come; returns after a :class:`Shutdown`."""
         threading.Thread(target=self._read_commands, name="k1-commands", daemon=True).start()
+        threading.Thread(target=self._describe, name="k1-files", daemon=True).start()
         try:
             self._warm_pipeline()
         except Exception:  # the first job tries again and then says what is wrong
             log.exception("the pipeline could not be built")
+        self._warmed.set()
         self._send(WorkerReady(os.getpid()))
         while not self._leaving.is_set():
             job = self._jobs.get()
@@ -151,12 +183,16 @@ class Worker:
                 raise Stopped("stopped before it began")
             result = self._result_of(job, control)
             self._send(JobFinished(job.job_id, result.to_dict()))
-            log.info("job %s wrote %s", job.job_id, result.output)
+            log.info("job %s is done", job.job_id)
         except Stopped:
             log.info("job %s stopped", job.job_id)
             self._send(JobStopped(job.job_id))
         except K1Error as error:
             log.exception("job %s failed", job.job_id)
+            if _can_change_worker(job, control, error):
+                self._leaving.set()
+                self._send(MemoryInPieces(job.job_id, one_line(str(error))))
+                return
             self._send(JobFailed(job.job_id, one_line(str(error)), error.exit_code))
         except Exception as error:
             log.exception("job %s failed unexpectedly", job.job_id)
@@ -166,7 +202,7 @@ class Worker:
         finally:
             self._runs.pop(job.job_id, None)
 
-    def _result_of(self, job: RunJob, control: RunControl) -> GenerationResult:
+    def _result_of(self, job: RunJob, control: RunControl) -> GenerationResult | ExpandedPrompt:
         folder = None if job.previews_dir is None else PreviewFolder(Path(job.previews_dir))
 
         def emit(event: PipelineEvent) -> None:
@@ -178,23 +214,41 @@ class Worker:
         pipeline = self._warm_pipeline()
         previews = None if folder is None else PreviewEvery()
         out, should_stop, states = Path(job.out), control.stop.is_set, control.states
+        if job.kind == "expand":
+            request = GenerationRequest.from_dict(job.request)
+            return pipeline.expand(request, out=out, emit=emit, should_stop=control.is_ending)
         if job.resume_from is not None:
             return pipeline.resume(
                 Path(job.resume_from),
                 out=out,
                 emit=emit,
                 should_stop=should_stop,
+                should_finish=control.finish.is_set,
                 previews=previews,
                 states=states,
+                keep_paths=True,  # the page's own state, of a request that it let pass
             )
         return pipeline.run(
             GenerationRequest.from_dict(job.request),
             out=out,
             emit=emit,
             should_stop=should_stop,
+            should_finish=control.finish.is_set,
             previews=previews,
             states=states,
         )
+
+    def _describe(self) -> None:
+        """Answer what is asked about files, one question after another, whether a job runs or not."""
+        self._warmed.wait()  # two threads that import torch at once get in each other's way
+        while True:
+            names = self._questions.get()
+            try:
+                told = described(names, self._settings)
+            except Exception as error:  # whatever lies in a file, the next one is still answered
+                log.exception("%s could not be described", names)
+                told = {"problem": one_line(f"{type(error).__name__}: {error}")}
+            self._send(FilesDescribed(names, told))
 
     def _keep_preview(self, job_id: str, folder: PreviewFolder, event: PreviewReady) -> None:
         try:
@@ -230,14 +284,33 @@ class Worker:
                 states = None if folder is None else StateKeeper(Path(folder))
                 self._runs[command.job_id] = RunControl(states)
                 self._jobs.put(command)
+            elif isinstance(command, Ping):
+                self._send(Pong())
+            elif isinstance(command, DescribeFiles):
+                self._questions.put(command.names)
             elif isinstance(command, StopJob):
                 if control := self._runs.get(command.job_id):
-                    control.end(save=command.mode == "save")
+                    control.end(command.mode)
             elif isinstance(command, Shutdown):
                 self._leaving.set()
                 for control in list(self._runs.values()):
-                    control.end(save=True)
+                    control.end("save")
                 self._jobs.put(None)
+
+
+def described(names: FileNames, settings: WorkerSettings) -> dict[str, Any]:
+    """What the files are, by what stands in their headers."""
+    from kandinsky5.pipeline.named_files import NamedFiles, describe_files  # imports torch
+
+    named = NamedFiles(names.preset, names.dit, names.model_dir, names.loras)
+    return describe_files(named, tuple(map(Path, settings.models_dirs)))
+
+
+def _can_change_worker(job: RunJob, control: RunControl, error: K1Error) -> bool:
+    """Whether another process would have the memory that this one lacks, and a state to go on from."""
+    in_pieces = isinstance(error, OutOfMemory) and error.in_pieces
+    saved = control.states is not None and control.states.newest() is not None
+    return in_pieces and saved and job.may_change_worker
 
 
 def one_line(text: str) -> str:

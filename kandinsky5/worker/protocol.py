@@ -11,8 +11,11 @@ from typing import Any
 from kandinsky5.events import PipelineEvent
 
 DEFAULT_PIPELINE = "kandinsky5.pipeline.pipeline:caching_pipeline"
-STOP_MODES = ("discard", "save")
-"""What becomes of a stopped job: what it has painted is dropped, or saved to be resumed."""
+JOB_KINDS = ("generate", "expand")
+"""What a job makes: a file, or only its prompt rewritten."""
+STOP_MODES = ("discard", "save", "decode")
+"""What becomes of a stopped job: what it has painted is dropped, saved to be resumed, or saved and decoded as
+far as it has come."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,35 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
+class FileNames:
+    """Model files as a form names them, with what tells whether they are still the same.
+
+    Attributes:
+        preset: for which they shall serve.
+        dit, model_dir: as in a request; None where not named.
+        loras: paths, or names in a folder for models.
+        stamps: one (mtime in ns, bytes) for each of them that is there.
+    """
+
+    preset: str
+    dit: str | None = None
+    model_dir: str | None = None
+    loras: tuple[str, ...] = ()
+    stamps: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class RunJob:
     """Run this job after those sent before it.
 
     Attributes:
+        kind: one of :data:`JOB_KINDS`.
         request: as :meth:`kandinsky5.request.GenerationRequest.to_dict` gives it.
         out: final path of the result.
         resume_from: the saved state to go on from, instead of beginning anew.
         previews_dir: previews go there; None makes none.
         states_dir: states of the unfinished run go there; None saves none.
+        may_change_worker: whether it can go on in another worker when memory lies in pieces.
     """
 
     job_id: str
@@ -50,6 +73,15 @@ class RunJob:
     resume_from: str | None = None
     previews_dir: str | None = None
     states_dir: str | None = None
+    kind: str = "generate"
+    may_change_worker: bool = True
+
+
+@dataclass(frozen=True)
+class DescribeFiles:
+    """Say what these files are, at once and beside whatever runs."""
+
+    names: FileNames
 
 
 @dataclass(frozen=True)
@@ -58,6 +90,11 @@ class StopJob:
 
     job_id: str
     mode: str = "discard"
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Answer with :class:`Pong`, at once and beside whatever runs."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +107,11 @@ class WorkerReady:
     """The worker has imported what it needs; the next job starts without delay."""
 
     pid: int
+
+
+@dataclass(frozen=True)
+class Pong:
+    """The worker is there."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +139,20 @@ class PreviewKept:
 
 
 @dataclass(frozen=True)
+class FilesDescribed:
+    """What the files are, as :func:`kandinsky5.pipeline.named_files.describe_files` tells it."""
+
+    names: FileNames
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class JobFinished:
-    """The result is on disk.
+    """The job is done; what it made is on disk.
 
     Attributes:
-        result: as :meth:`kandinsky5.request.GenerationResult.to_dict` gives it.
+        result: as the ``to_dict`` of :class:`kandinsky5.request.GenerationResult`, or of
+            :class:`kandinsky5.pipeline.expanded_prompt.ExpandedPrompt`, gives it.
     """
 
     job_id: str
@@ -123,11 +174,26 @@ class JobFailed:
 
 
 @dataclass(frozen=True)
+class MemoryInPieces:
+    """The job ran out of memory that a new process could use; its state is saved and this worker leaves.
+
+    Attributes:
+        message: where it ran out, one line.
+    """
+
+    job_id: str
+    message: str
+
+
+@dataclass(frozen=True)
 class JobStopped:
     """The job ended because it was told to."""
 
     job_id: str
 
 
-Command = RunJob | StopJob | Shutdown
-Event = WorkerReady | JobStarted | JobEvent | PreviewKept | JobFinished | JobFailed | JobStopped
+Command = RunJob | DescribeFiles | StopJob | Ping | Shutdown
+JobNews = (
+    JobStarted | JobEvent | PreviewKept | MemoryInPieces | JobFinished | JobFailed | JobStopped
+)
+Event = WorkerReady | Pong | FilesDescribed | JobNews

@@ -20,25 +20,39 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import K1Error
-from kandinsky5.events import PipelineEvent, PromptExpanded, StateSaved, StepDone
+from kandinsky5.events import (
+    Notice,
+    PipelineEvent,
+    PromptExpanded,
+    ReadingFile,
+    StateSaved,
+    StepDone,
+)
 from kandinsky5.request import GenerationRequest
+from kandinsky5.worker.descriptions import Descriptions
 from kandinsky5.worker.handle import WorkerHandle, describe_death
 from kandinsky5.worker.jobs import JobSnapshot, JobStore
 from kandinsky5.worker.live_job import START_AGAIN, LiveJob
 from kandinsky5.worker.protocol import (
+    DescribeFiles,
+    FileNames,
+    FilesDescribed,
     JobEvent,
     JobFailed,
     JobFinished,
     JobStarted,
     JobStopped,
+    MemoryInPieces,
+    Ping,
+    Pong,
     PreviewKept,
-    RunJob,
     Shutdown,
     StopJob,
     WorkerReady,
     WorkerSettings,
 )
 from kandinsky5.worker.run_files import RunFiles
+from kandinsky5.worker.sleep_check import NO_ANSWER, SleepCheck
 
 SAVE_PROGRESS_EVERY_S = 2.0
 DEATH_GRACE_S = 2.0
@@ -47,6 +61,7 @@ STOP_SHARE, LEAVE_SHARE = 0.4, 0.2
 """Parts of the time for closing: for the running job to stop, and for the worker to leave by itself."""
 CLOSED_DURING_JOB = f"the studio was closed during this job{START_AGAIN}"
 HAD_TO_BE_ENDED = "the worker did not answer to the stop and was ended"
+IN_PIECES = "what is left of it lies in pieces; a new worker goes on from the last step"
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +93,8 @@ class JobPump:
         self._stop_grace_s = stop_grace_s
         self._lock = threading.RLock()
         self._live: LiveJob | None = None
+        self._descriptions = Descriptions()
+        self._sleep = SleepCheck()
         self._worker: WorkerHandle | None = None
         self._closing = threading.Event()
         self._close_timeout_s = 0.0
@@ -101,11 +118,18 @@ class JobPump:
                 self._woken = True
                 self._wake_writer.send_bytes(b"\0")
 
+    def describe(self, names: FileNames) -> dict[str, Any] | None:
+        """What the worker says of files; None while it still looks."""
+        told, is_new = self._descriptions.ask(names)
+        if is_new:
+            self.wake()
+        return told
+
     def stop(self, job_id: str, mode: str) -> None:
         """Ask the running job to end; nothing happens when it is another one."""
         with self._lock:
-            if self._live is not None and self._live.id == job_id and self._live.stop_mode is None:
-                self._live.stop_mode = mode
+            live = self._live
+            if live is not None and live.id == job_id and live.asks_to_stop(mode):
                 self.wake()
 
     def with_progress(self, read: Callable[[], tuple[JobSnapshot, ...]]) -> tuple[JobSnapshot, ...]:
@@ -139,7 +163,7 @@ class JobPump:
             h2d_bytes=live.h2d_bytes,
             stall_s=live.stall_s,
             expanded_prompt=live.expanded_prompt,
-            is_stopping=live.stop_mode is not None,
+            is_stopping=live.is_stopping,
             notices=tuple(live.notices),
             previews=tuple(live.previews),
         )
@@ -164,6 +188,8 @@ class JobPump:
         """Start what can be started, wait until something happens, and see to it."""
         self._take_next()
         self._pass_on_stop()
+        self._check_worker()
+        self._pass_on_questions()
         ends = [self._wake_reader]
         if self._worker is not None:
             ends.append(self._worker.connection)
@@ -182,7 +208,8 @@ class JobPump:
             job = self._store.claim_next()
             if job is None:
                 return
-            self._live = LiveJob.of(job)
+            self._live = live = LiveJob.of(job)
+            self._sleep.begin()
         try:
             if job.resume_from is None:
                 self._files.begin(job.id)
@@ -194,50 +221,87 @@ class JobPump:
         except OSError as error:
             self._finish("failed", message=f"the worker could not be started ({error}); try again")
         else:
-            self._worker.send(
-                RunJob(
-                    job.id,
-                    job.request,
-                    str(out),
-                    resume_from=job.resume_from,
-                    previews_dir=str(self._files.previews_dir(job.id)),
-                    states_dir=str(self._files.states_dir(job.id)),
-                )
-            )
+            self._worker.send(live.begins(job, out, self._files))
 
     def _pass_on_stop(self) -> None:
         """Tell the worker of a stop once; end it when it has not obeyed in time."""
         live, worker = self._live, self._worker
-        if live is None or worker is None or live.stop_mode is None:
+        if live is None or worker is None:
             return
-        if live.kill_at is None:
-            worker.send(StopJob(live.id, live.stop_mode))
-            live.kill_at = time.monotonic() + self._stop_grace_s
-        elif time.monotonic() >= live.kill_at:
+        if (stop := live.stop_to_pass_on(self._stop_grace_s)) is not None:
+            worker.send(stop)
+        elif live.is_overdue:
             log.warning("worker %s did not answer to a stop", worker.pid)
-            worker.end(0.0)
-            self._worker = None
+            self._end_worker(worker, 0.0)
             self._finish("stopped", message=HAD_TO_BE_ENDED)
             self.wake()
 
+    def _check_worker(self) -> None:
+        """After the machine slept, end a worker that is no longer there."""
+        live, worker = self._live, self._worker
+        if live is None or worker is None:
+            return
+        if self._sleep.is_overdue(lambda: worker.send(Ping())):
+            log.warning("worker %s: %s", worker.pid, NO_ANSWER)
+            self._end_worker(worker, 0.0)
+            self._finish("interrupted", message=f"{NO_ANSWER}{START_AGAIN}")
+            self.wake()
+
+    def _change_worker(self, live: LiveJob, worker: WorkerHandle, message: str) -> None:
+        """Have a new worker go on with the job from its saved state."""
+        self._end_worker(worker, DEATH_GRACE_S)
+        saved = self._store.get(live.id).saved_state
+        if self._closing.is_set():
+            self._finish("interrupted", message=CLOSED_DURING_JOB)
+        elif live.stop_mode in ("discard", "save"):  # to decode it has yet to go on
+            self._finish("stopped")
+        elif saved is None:
+            self._finish("failed", message=message)
+        else:
+            self._note(live, Notice(f"{message.partition(';')[0]}: {IN_PIECES}"))
+            self._worker = WorkerHandle(self._settings)
+            self._worker.send(live.goes_on_from(saved))
+
+    def _end_worker(self, worker: WorkerHandle, grace_s: float) -> int | None:
+        """Its exit code."""
+        self._worker = None
+        self._descriptions.worker_is_gone()
+        return worker.end(grace_s)
+
+    def _pass_on_questions(self) -> None:
+        if self._descriptions.are_waiting and not self._closing.is_set():
+            if self._worker is None:
+                self._worker = WorkerHandle(self._settings)
+            for names in self._descriptions.to_send():
+                self._worker.send(DescribeFiles(names))
+
     def _patience_s(self) -> float | None:
         live = self._live
-        if live is None or live.kill_at is None:
+        if live is None:
             return None
-        return max(0.0, live.kill_at - time.monotonic())
+        patience_s = self._sleep.patience_s
+        if live.kill_at is None:
+            return patience_s
+        return min(patience_s, max(0.0, live.kill_at - time.monotonic()))
 
     def _receive(self, worker: WorkerHandle) -> None:
+        live = self._live
         try:
             event = worker.receive()
         except (EOFError, OSError):
-            self._worker = None
-            message = describe_death(worker.end(DEATH_GRACE_S), self._settings.log_file)
+            exit_code = self._end_worker(worker, DEATH_GRACE_S)
+            message = describe_death(exit_code, self._settings.log_file)
+            message = message if live is None else live.died(message)
             log.warning("%s", message)
             self._finish("interrupted", message=message)
             return
-        live = self._live
         if isinstance(event, WorkerReady):
             worker.ready = True
+        elif isinstance(event, FilesDescribed):
+            self._descriptions.note(event.names, event.told)
+        elif isinstance(event, Pong):
+            if live is not None:
+                self._note(live, Notice(self._sleep.answered()))
         elif live is None or event.job_id != live.id:
             log.warning("worker spoke of job %s, which is over", event.job_id)
         elif isinstance(event, JobEvent):
@@ -245,6 +309,8 @@ class JobPump:
         elif isinstance(event, PreviewKept):
             with self._lock:
                 live.note_preview(event.step)
+        elif isinstance(event, MemoryInPieces):
+            self._change_worker(live, worker, event.message)
         elif isinstance(event, JobFinished):
             self._finish("done", result=event.result)
         elif isinstance(event, JobFailed):
@@ -263,7 +329,7 @@ class JobPump:
             live.note(event)
         now = time.monotonic()
         if (
-            not isinstance(event, (StepDone, PromptExpanded))
+            not isinstance(event, (StepDone, ReadingFile, PromptExpanded))
             or now - live.saved_at >= SAVE_PROGRESS_EVERY_S
         ):
             live.saved_at = now
@@ -298,7 +364,7 @@ class JobPump:
             if state == "interrupted":
                 message = live.interrupted(message)
             self._store.finish(live.id, state, message=message, result=result)
-            if state == "done" or (state == "stopped" and live.stop_mode == "discard"):
+            if live.needs_no_state(state, result):
                 self._store.forget_saved_state(live.id)
                 self._files.forget_states(live.id)
 
@@ -308,6 +374,7 @@ class JobPump:
         if worker is not None and live is not None:
             self._worker = None
             worker.end(0.0)
+            self._descriptions.worker_is_gone()
         with contextlib.suppress(sqlite3.Error, K1Error):
             self._finish("failed", message=f"unexpected error: {error}; see the page's log")
         self._closing.wait(PAUSE_AFTER_STUMBLE_S)

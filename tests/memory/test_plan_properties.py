@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kandinsky5.errors import UserError
 from kandinsky5.memory.budget import GB, Budget
-from kandinsky5.memory.demand import PlanRequest
+from kandinsky5.memory.demand import PlanChoices, PlanRequest
 from kandinsky5.memory.plan import fits, lowered, make_plan
 from kandinsky5.presets import PRESETS
 from tests.memory.plans import job_of
@@ -58,7 +61,54 @@ def test_more_memory_is_never_slower(
     if not fits(job, small):
         return
     assert fits(job, large)
-    assert make_plan(job, large).seconds <= make_plan(job, small).seconds + 1e-3
+    before, after = make_plan(job, small), make_plan(job, large)
+    assert before.text.expand is None or after.text.expand is not None
+    # The prompt that a small budget leaves as it is may take its time with a large one.
+    stages = {item.name for item in before.stages}
+    added = sum(item.seconds for item in after.stages if item.name not in stages)
+    assert after.seconds - added <= before.seconds + 1e-3
+
+
+@st.composite
+def choices(draw: st.DrawFn, job: PlanRequest) -> PlanChoices:
+    """One or two things that the user decides."""
+    blocks, heads = job.models.transformer.visual_blocks, job.models.transformer.heads
+    possible = {
+        "weights": st.sampled_from(("bf16", "int8")),
+        "source": st.sampled_from(("resident", "pinned", "disk")),
+        "resident_blocks": st.integers(0, blocks),
+        "slots": st.integers(2, blocks),
+        "chunk_tokens": st.integers(1, 100_000),
+        "chunk_heads": st.integers(1, heads),
+    }
+    names = draw(st.lists(st.sampled_from(sorted(possible)), min_size=1, max_size=2, unique=True))
+    return PlanChoices(**{name: draw(possible[name]) for name in names})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), jobs(), MEMORY)
+def test_a_choice_is_obeyed_or_refused_by_name_with_the_reason(
+    data: st.DataObject, job: PlanRequest, memory: tuple[float | None, float]
+) -> None:
+    budget, chosen = Budget.of_gb(*memory), data.draw(choices(job))
+    job = dataclasses.replace(job, choices=dataclasses.replace(job.choices, weights=None))
+    wanted = dataclasses.replace(job, choices=chosen)
+    try:
+        plan = make_plan(wanted, budget)
+    except UserError as refusal:
+        assert set(refusal.field.split(", ")) <= set(chosen.made)
+        assert refusal.allowed
+        if "auto fits" in refusal.allowed:
+            assert fits(job, budget)
+        return
+    if not plan.fits:
+        assert plan.problems
+        return
+    found, streams = vars(plan.denoise), plan.denoise.streamed_blocks > 0
+    plain = {"fp32": "bf16"}  # what computes in float32 has its bf16 weights so
+    for name, value in chosen.made.items():
+        if name != "slots" or streams:
+            assert plain.get(found[name], found[name]) == value, name
 
 
 @settings(max_examples=10, deadline=None)

@@ -10,6 +10,7 @@ import torch
 
 from kandinsky5.errors import CheckpointError, OutOfMemory
 from kandinsky5.memory import source as source_module
+from kandinsky5.memory.course import Course
 from kandinsky5.memory.host import HostSlab
 from kandinsky5.memory.source import DiskSource, PinnedSource
 from kandinsky5.memory.transfer import SynchronousTransfer
@@ -45,7 +46,7 @@ def same_weights(index: int, slab: torch.Tensor) -> bool:
 @pytest.mark.parametrize("kind", [PinnedSource, DiskSource])
 def test_every_block_comes_whole_round_after_round(kind) -> None:
     source = kind(LAYOUTS, fill_from(BLOCKS, LAYOUTS))
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     assert all(same_weights(index, fetched(source, index)) for index in ORDER * 3)
     source.close()
     assert readers() == [] and source.host_bytes == 0
@@ -55,7 +56,7 @@ def test_main_memory_is_filled_once_and_stays_through_a_stop() -> None:
     fill = fill_from(BLOCKS, LAYOUTS)
     source = PinnedSource(LAYOUTS, fill)
     for _ in range(2):
-        source.start(ORDER, lambda: None)
+        source.start(Course(ORDER), lambda: None)
         for index in ORDER:
             fetched(source, index)
         source.stop()
@@ -68,7 +69,7 @@ def test_main_memory_is_filled_once_and_stays_through_a_stop() -> None:
 def test_slabs_in_main_memory_are_locked_at_exactly_their_sizes() -> None:
     lock = FakePageLock()
     source = PinnedSource(LAYOUTS, fill_from(BLOCKS, LAYOUTS), page_lock=lock)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     for index in ORDER:
         fetched(source, index)
     assert sorted(lock.held.values()) == sorted(layout.nbytes for layout in LAYOUTS)
@@ -83,7 +84,7 @@ def test_where_locking_is_refused_it_goes_on_unlocked_and_says_what_that_costs(
 ) -> None:
     source = kind(LAYOUTS, fill_from(BLOCKS, LAYOUTS), page_lock=FakePageLock(limit_bytes=1000))
     with caplog.at_level(logging.WARNING):
-        source.start(ORDER, lambda: None)
+        source.start(Course(ORDER), lambda: None)
         assert all(same_weights(index, fetched(source, index)) for index in ORDER)
         source.close()
     assert "two to three times" in source.notice
@@ -94,7 +95,7 @@ def test_where_locking_is_refused_it_goes_on_unlocked_and_says_what_that_costs(
 def test_the_disk_is_read_once_a_round_and_no_further_ahead_than_the_ring(ring: int) -> None:
     fill = fill_from(BLOCKS, LAYOUTS)
     source = DiskSource(LAYOUTS, fill, ring=ring)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     largest = max(layout.nbytes for layout in LAYOUTS)
     for index in ORDER * 2:
         fetched(source, index)
@@ -116,7 +117,7 @@ def test_a_ring_slab_is_not_refilled_before_the_copy_from_it_is_done() -> None:
         refilled.append((index, copied.is_set()))
 
     source = DiskSource(LAYOUTS, fill, ring=1)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     source.wait(0)
     source.done(0, Copy())
     copied.set()
@@ -127,7 +128,7 @@ def test_a_ring_slab_is_not_refilled_before_the_copy_from_it_is_done() -> None:
 
 def test_a_jump_elsewhere_in_the_order_gives_the_right_blocks() -> None:
     source = DiskSource(LAYOUTS, fill_from(BLOCKS, LAYOUTS), ring=2)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     for index in (0, 1, 4, 5, 0, 3, 4, 1):
         assert same_weights(index, fetched(source, index))
     source.close()
@@ -136,7 +137,7 @@ def test_a_jump_elsewhere_in_the_order_gives_the_right_blocks() -> None:
 def test_only_the_blocks_asked_for_are_read() -> None:
     fill = fill_from(BLOCKS, LAYOUTS)
     source = DiskSource(LAYOUTS, fill, ring=2)
-    source.start((1, 3, 4), lambda: None)
+    source.start(Course((1, 3, 4)), lambda: None)
     for index in (1, 3, 4, 1):
         assert same_weights(index, fetched(source, index))
     source.close()
@@ -154,7 +155,7 @@ def test_a_failed_read_is_raised_where_the_block_is_needed_and_can_be_tried_agai
         whole(index, slab)
 
     source = kind(LAYOUTS, fill)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     assert same_weights(0, fetched(source, 0)) and same_weights(1, fetched(source, 1))
     with pytest.raises(CheckpointError, match="truncated"):
         fetched(source, 2)
@@ -170,7 +171,7 @@ def test_want_of_main_memory_is_raised_where_the_block_is_needed(monkeypatch) ->
 
     monkeypatch.setattr(source_module, "HostSlab", refuse)
     source = PinnedSource(LAYOUTS, fill_from(BLOCKS, LAYOUTS))
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     with pytest.raises(OutOfMemory):
         fetched(source, 0)
     source.close()
@@ -188,7 +189,7 @@ def test_want_of_main_memory_for_the_ring_leaves_nothing_behind(monkeypatch) -> 
     monkeypatch.setattr(source_module, "HostSlab", one_only)
     source = DiskSource(LAYOUTS, fill_from(BLOCKS, LAYOUTS), ring=2)
     with pytest.raises(OutOfMemory):
-        source.start(ORDER, lambda: None)
+        source.start(Course(ORDER), lambda: None)
     assert source.host_bytes == 0 and readers() == []
 
 
@@ -200,7 +201,7 @@ def test_stopping_while_a_block_is_read_leaves_no_thread() -> None:
         assert go_on.wait(PATIENCE_S)
 
     source = DiskSource(LAYOUTS, fill)
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     assert reading.wait(PATIENCE_S)
     threading.Timer(0.05, go_on.set).start()
     source.stop()
@@ -216,7 +217,7 @@ def test_it_tells_when_a_block_has_come() -> None:
         seen.append(source.peek(0) is not None)
         come.set()
 
-    source.start(ORDER, ready)
+    source.start(Course(ORDER), ready)
     assert come.wait(PATIENCE_S) and seen[0]
     source.close()
 
@@ -224,9 +225,9 @@ def test_it_tells_when_a_block_has_come() -> None:
 @pytest.mark.parametrize("kind", [PinnedSource, DiskSource])
 def test_a_source_feeds_one_streamer_at_a_time(kind) -> None:
     source = kind(LAYOUTS, fill_from(BLOCKS, LAYOUTS))
-    source.start(ORDER, lambda: None)
+    source.start(Course(ORDER), lambda: None)
     with pytest.raises(RuntimeError, match="close"):
-        source.start(ORDER, lambda: None)
+        source.start(Course(ORDER), lambda: None)
     source.close()
 
 

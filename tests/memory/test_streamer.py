@@ -80,6 +80,53 @@ def test_without_the_end_of_a_step_being_told_the_blocks_come_round_all_the_same
     source.close()
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("slots", "resident"), [(1, ()), (2, ()), (2, (0, 5)), (3, (2,))])
+def test_nothing_is_copied_or_read_beyond_the_last_pass_that_was_told(
+    kind, slots, resident
+) -> None:
+    blocks, fill = emptied(WHOLE), fill_from(WHOLE, LAYOUTS)
+    source, passes = kind(LAYOUTS, fill), 3
+    streamed = [index for index in range(len(blocks)) if index not in resident]
+    options = {"device": CPU, "slots": slots, "resident": resident}
+    with Streamer(blocks, source, **options, passes=passes) as streamer:
+        fill.reads.clear()
+        for _ in range(passes):
+            assert torch.equal(run(blocks, X), run(WHOLE, X))
+            streamer.end_step()
+        streamer.pump(may_block=True)
+        once_bytes = sum(LAYOUTS[index].nbytes for index in streamed)
+        assert streamer.traffic().loads == passes * len(streamed)
+        assert streamer.traffic().h2d_bytes == passes * once_bytes
+        streamer.expect(1)
+        assert torch.equal(run(blocks, X), run(WHOLE, X)), "the next job's passes come again"
+        streamer.end_step()
+        assert torch.equal(run(blocks, X), run(WHOLE, X)), "and one that was not told works"
+        streamer.end_step()
+        assert streamer.traffic().loads == (passes + 2) * len(streamed)
+    if kind is DiskSource:
+        assert len(fill.reads) <= (passes + 2) * len(streamed)
+    source.close()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_pass_that_broke_off_is_no_part_of_those_expected_next(kind) -> None:
+    blocks, source = emptied(WHOLE), source_of(kind)
+    with Streamer(blocks, source, device=CPU, passes=5) as streamer:
+        run(blocks[:4], X)
+        before = streamer.traffic().loads
+        streamer.expect(2)
+        for _ in range(2):
+            assert torch.equal(run(blocks, X), run(WHOLE, X))
+            streamer.end_step()
+        streamer.pump(may_block=True)
+        loads = streamer.traffic().loads - before
+        assert (
+            2 * len(blocks) <= loads <= 2 * len(blocks) + 2
+        )  # those on their way when it broke off
+    source.close()
+
+
 def test_a_skipped_step_moves_nothing() -> None:
     blocks, source = emptied(WHOLE), source_of()
     with Streamer(blocks, source, device=CPU) as streamer:
@@ -342,6 +389,8 @@ def test_no_block_computes_too_early_and_no_slot_or_slab_is_overwritten_too_earl
                 streamer.end_step()
             if chance.random() < 0.1:
                 index = chance.randrange(len(blocks))
+            if chance.random() < 0.1:
+                streamer.expect(chance.choice((None, 0, 1, 2)))
     source.close()
     assert engine.closed and not faults
     assert readers() == []

@@ -75,6 +75,34 @@ def sage(
     return sdpa(rounded(q), rounded(k), v)
 
 
+def sage_1(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tensor_layout: str = "HND",
+    is_causal: bool = False,
+    sm_scale: float | None = None,
+    smooth_k: bool = True,
+) -> torch.Tensor:
+    """As the packaged 1.x is called."""
+    return sage(q, k, v, tensor_layout)
+
+
+def sage_2(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tensor_layout: str = "HND",
+    is_causal: bool = False,
+    sm_scale: float | None = None,
+    return_lse: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    """As 2.x is called."""
+    assert not return_lse
+    return sage(q, k, v, tensor_layout)
+
+
 def wrong(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
     return sdpa(q, k, v) * 1.1
 
@@ -117,6 +145,17 @@ def test_an_engine_that_is_right_is_chosen_and_gives_its_numbers(
         out = engine(*given)
         assert out.shape == shape
         assert (out - sdpa(*given)).norm() < 0.06 * sdpa(*given).norm()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("version", "function"), [("1.0.6", sage_1), ("2.2.0", sage_2)])
+def test_either_release_of_sage_is_taken_and_named(
+    monkeypatch: pytest.MonkeyPatch, version: str, function: Function
+) -> None:
+    installed(monkeypatch, "sage", function)
+    monkeypatch.setattr(engines.importlib.metadata, "version", lambda package: version)
+    assert chosen() == chosen("sage") == "sage"
+    assert examine("sage", CPU, BF16, 64).version == version
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

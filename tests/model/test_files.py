@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def put_encoders(root: Path, layout: str) -> None:
         put(root / "tokenizer_2", tokenizer)
     else:
         put(root / "text_encoder", *weights, tokenizer)
-        put(root / "text_encoder2", *weights, "vocab.json")
+        put(root / "text_encoder2", *weights, "vocab.json", "merges.txt")
 
 
 def put_diffusers(root: Path) -> Path:
@@ -205,6 +206,39 @@ def test_a_missing_part_is_named_with_its_path_and_the_command(tmp_path, lost, l
     assert f"python k1.py download {LITE.name}" in message
 
 
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+@pytest.mark.parametrize(
+    "lost", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+)
+def test_weights_that_are_half_there_are_missing(tmp_path, part, lost):
+    """In the folder that is named, and in one that is found."""
+    root = put_diffusers(tmp_path / LITE.diffusers_repository.split("/")[1])
+    for whole in (root / part).glob("*.safetensors"):
+        whole.unlink()
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    put(root / part, *shards)
+    index = root / part / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1]}}))
+    located = locate_model(request(model_dir=str(root)))
+    assert located == locate_model(request(), [tmp_path])
+    assert getattr(located, part) == (index if part == "transformer" else root / part)
+    (root / part / lost).unlink()
+    for choice, places in (({"model_dir": str(root)}, []), ({}, [tmp_path])):
+        with pytest.raises(
+            CheckpointError, match=f"the {part.replace('_', ' ')} is missing"
+        ) as caught:
+            locate_model(request(**choice), places)
+        assert str(caught.value).startswith(str(root / part / lost))
+        assert f"python k1.py download {LITE.name}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_two_files_needs_both(tmp_path):
+    root = put_official(tmp_path / "model")
+    (root / "text_encoder2" / "merges.txt").unlink()
+    assert "the CLIP tokenizer is missing" in missing(model_dir=str(root))
+
+
 def test_a_missing_part_of_the_demo_points_back_to_the_built_in_model(tmp_path):
     root = put_diffusers(tmp_path / "model")
     (root / "vae" / "config.json").unlink()
@@ -237,7 +271,7 @@ def put_shared(cache: Path) -> None:
     vae = snapshot("hunyuanvideo-community/HunyuanVideo") / "vae"
     put(vae, *weights, config=HUNYUAN)
     put(snapshot("Qwen/Qwen2.5-VL-7B-Instruct"), *weights, "tokenizer.json")
-    put(snapshot("openai/clip-vit-large-patch14"), *weights, "vocab.json")
+    put(snapshot("openai/clip-vit-large-patch14"), *weights, "vocab.json", "merges.txt")
 
 
 def test_parts_come_together_from_the_hubs_cache_and_lite_checkpoints(tmp_path):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
-from pathlib import Path
 
 import pytest
 import torch
+from sparse_files import Described, shapes_of, write_sparse
 
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
 from kandinsky5.model.inspect import FileReport, inspect_file
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
-
-Shapes = dict[str, tuple[int, ...]]
 
 LITE = DiTConfig()
 IMAGE = DiTConfig(
@@ -55,36 +51,13 @@ CUSTOM = DiTConfig(
     num_visual_blocks=2,
     axes_dims=(8, 12, 12),
 )
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "F8_E4M3": 1}
 
 
-def shapes_of(model: type, config: object) -> Shapes:
-    with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in model(config).state_dict().items()}
-
-
-def write(
-    path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict | None = None
-) -> Path:
-    """A valid file of these tensors (dtype, shape) whose data takes no room on the disk."""
-    header: dict = {"__metadata__": metadata} if metadata else {}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        begin, end = end, end + SIZES[dtype] * torch.Size(shape).numel()
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + end)
-    return path
-
-
-def dit(config: DiTConfig, dtype: str = "BF16") -> dict[str, tuple[str, tuple[int, ...]]]:
+def dit(config: DiTConfig, dtype: str = "BF16") -> Described:
     return {n: (dtype, s) for n, s in shapes_of(DiffusionTransformer3D, config).items()}
 
 
-def quantised(
-    weight: str, dtype: str, scale: str | None, groups: int | None = None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+def quantised(weight: str, dtype: str, scale: str | None, groups: int | None = None) -> Described:
     """The custom model with its feed-forward weights under other names and dtypes."""
     tensors = {}
     for name, (own, shape) in dit(CUSTOM).items():
@@ -116,7 +89,7 @@ OWN = {
     ids=["lite", "image", "image editing", "pro"],
 )
 def test_published_transformers_are_recognised(tmp_path, config, recognised, parameters, tensors):
-    report = inspect_file(write(tmp_path / "file.safetensors", dit(config)))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", dit(config)))
     assert report.kind == "dit"
     assert (report.model, report.task_hint) == recognised
     assert (report.parameters, report.tensors) == (parameters, tensors)
@@ -131,7 +104,7 @@ def test_published_transformers_are_recognised(tmp_path, config, recognised, par
     ids=["demo by size", "demo by its header", "custom"],
 )
 def test_small_transformers_are_the_demo_or_someones_own(tmp_path, config, metadata, model):
-    report = inspect_file(write(tmp_path / "file.safetensors", dit(config, "F32"), metadata))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", dit(config, "F32"), metadata))
     assert (report.kind, report.model, report.quantization) == ("dit", model, "fp32")
 
 
@@ -148,7 +121,19 @@ def test_small_transformers_are_the_demo_or_someones_own(tmp_path, config, metad
 def test_the_task_is_guessed_from_the_name(tmp_path, name, hint):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert inspect_file(write(path, dit(CUSTOM))).task_hint == hint
+    assert inspect_file(write_sparse(path, dit(CUSTOM))).task_hint == hint
+
+
+@pytest.mark.parametrize("task", ["T2V", "I2V", "T2I", "I2I"])
+def test_the_task_is_read_in_a_diffusers_folder_of_any_name(tmp_path, task):
+    (tmp_path / "transformer").mkdir()
+    write_sparse(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", dit(CUSTOM))
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": f"Kandinsky5{task}Pipeline"}))
+    assert inspect_file(tmp_path).task_hint == task.lower()
+    for unclear in ("{", "[]", '{"_class_name": 5}', '{"_class_name": "WanPipeline"}'):
+        index.write_text(unclear)
+        assert inspect_file(tmp_path / "transformer").task_hint == "t2v or i2v"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +156,7 @@ def test_the_task_is_guessed_from_the_name(tmp_path, name, hint):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_how_weights_are_stored_is_recognised(tmp_path, tensors, metadata, quantization):
-    report = inspect_file(write(tmp_path / "file.safetensors", tensors, metadata))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", tensors, metadata))
     assert (report.kind, report.quantization) == ("dit", quantization)
     assert report.problems == ()
     counted = sum(torch.Size(shape).numel() for _, shape in dit(CUSTOM).values())
@@ -192,25 +177,25 @@ def test_how_weights_are_stored_is_recognised(tmp_path, tensors, metadata, quant
     ],
 )
 def test_a_lora_is_recognised_with_the_family_of_its_names(tmp_path, name, variant):
-    report = inspect_file(write(tmp_path / "lora.safetensors", {name: ("BF16", (8, 64))}))
+    report = inspect_file(write_sparse(tmp_path / "lora.safetensors", {name: ("BF16", (8, 64))}))
     assert (report.kind, report.variant) == ("lora", variant)
 
 
 def test_vaes_are_recognised(tmp_path):
     shapes = shapes_of(VideoVAE, VideoVAEConfig())
     report = inspect_file(
-        write(tmp_path / "vae.safetensors", {n: ("F32", s) for n, s in shapes.items()})
+        write_sparse(tmp_path / "vae.safetensors", {n: ("F32", s) for n, s in shapes.items()})
     )
     assert (report.kind, report.model) == ("vae", "hunyuan")
     assert (report.parameters, report.tensors) == (246_478_803, 248)
     flux = {"encoder.conv_in.weight": ("F32", (128, 3, 3, 3))}
-    report = inspect_file(write(tmp_path / "ae.safetensors", flux))
+    report = inspect_file(write_sparse(tmp_path / "ae.safetensors", flux))
     assert (report.kind, report.model) == ("vae", "flux")
 
 
 def test_another_model_is_described_and_not_raised(tmp_path):
     report = inspect_file(
-        write(
+        write_sparse(
             tmp_path / "wan.safetensors", {"patch_embedding.weight": ("F16", (1536, 16, 1, 2, 2))}
         )
     )
@@ -222,21 +207,23 @@ def test_another_model_is_described_and_not_raised(tmp_path):
 def test_an_incomplete_transformer_is_one_with_a_problem(tmp_path):
     tensors = dit(CUSTOM)
     del tensors["out_layer.out_layer.bias"]
-    report = inspect_file(write(tmp_path / "file.safetensors", tensors))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", tensors))
     assert report.kind == "dit"
     assert "'out_layer.out_layer.bias'" in report.problems[0]
 
 
 def test_weights_whose_scales_do_not_fit_are_a_problem(tmp_path):
     tensors = quantised(".weight_int8", "I8", ".weight_scales", 2)
-    report = inspect_file(write(tmp_path / "file.safetensors", tensors))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", tensors))
     assert (report.kind, report.quantization) == ("dit", "int8-community")
     assert "scales do not fit" in report.problems[0]
 
 
 def test_an_int8_file_of_a_newer_program_is_recognised_and_a_problem(tmp_path):
     tensors = quantised(".weight", "I8", ".weight_scales", 1)
-    report = inspect_file(write(tmp_path / "file.safetensors", tensors, OWN | {"k1_version": "2"}))
+    report = inspect_file(
+        write_sparse(tmp_path / "file.safetensors", tensors, OWN | {"k1_version": "2"})
+    )
     assert (report.kind, report.quantization) == ("dit", "int8")
     assert "version '2'" in report.problems[0] and "update K1" in report.problems[0]
 
@@ -254,7 +241,7 @@ def test_an_unusable_file_says_why_and_is_not_raised(tmp_path, content):
 
 
 def test_a_report_has_the_promised_keys_and_is_json(tmp_path):
-    report = inspect_file(write(tmp_path / "file.safetensors", dit(CUSTOM)))
+    report = inspect_file(write_sparse(tmp_path / "file.safetensors", dit(CUSTOM)))
     values = json.loads(json.dumps(report.to_dict()))
     promised = {"kind", "model", "task_hint", "quantization", "parameters", "tensors"}
     assert promised | {"dtype_bytes", "problems"} <= set(values)

@@ -88,6 +88,8 @@ def test_loras_run_beside_streamed_and_resident_blocks_and_are_switched(
     reader = TransformerReader(base, weights=weights)
     tenant = TransformerTenant(reader, device=CPU, placement=placement)
     plain = velocity(tenant)
+    blocks = tenant.model.visual_transformer_blocks
+    before = {name: tensor.data_ptr() for name, tensor in blocks.state_dict().items()}
     reads = []
     read_into = reader.read_into
     reader.read_into = lambda targets: (reads.extend(targets), read_into(targets))[1]  # type: ignore[method-assign,func-returns-value]
@@ -97,7 +99,10 @@ def test_loras_run_beside_streamed_and_resident_blocks_and_are_switched(
         assert torch.equal(made, whole_model(base, pairs, weights))
         assert torch.equal(made, plain) == (not pairs)
     if stays:  # what is needed once a schedule is read for every job, by design
-        assert not any("to_query" in name and "visual" in name for name in reads)
+        of_blocks = [name for name in reads if name.startswith("visual_transformer_blocks")]
+        assert all("modulation" in name for name in of_blocks)
+        after = {name: tensor.data_ptr() for name, tensor in blocks.state_dict().items()}
+        assert after == before
     if weights == "int8":
         block = tenant.model.visual_transformer_blocks[0]
         assert isinstance(block.get_submodule("self_attention.to_query"), Int8Linear)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers_oracle import compute_in_float32, published_normalisation, published_schedule
 
 from kandinsky5.errors import NotFinite, Stopped
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig, StepConditioning
@@ -44,17 +45,7 @@ DIFFUSERS_ROPE_SCALE = (1, 3.16, 3.16)
 
 @pytest.fixture(autouse=True)
 def oracle_in_float32(monkeypatch) -> None:
-    """diffusers rounds rotated queries and keys to bfloat16 whatever the model's dtype: a float32 run of it
-    compares float32 arithmetic only when that one cast is taken out."""
-    module = pytest.importorskip("diffusers.models.transformers.transformer_kandinsky")
-
-    class Float32Torch:
-        bfloat16 = torch.float32
-
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-    monkeypatch.setattr(module, "torch", Float32Torch())
+    compute_in_float32(monkeypatch)
 
 
 @pytest.fixture
@@ -95,19 +86,8 @@ def conditioning(seed: int, tokens: int) -> Conditioning:
 
 
 def diffusers_pipeline(transformer: DiffusionTransformer3D, name: str, shift: float):
-    """The named pipeline of diffusers around the same weights, on kandinskylab's schedule.
-
-    diffusers spaces its steps between 1 and 1/1000; the published code goes from 1 to 0.
-    """
+    """The named pipeline of diffusers around the same weights, on kandinskylab's schedule."""
     diffusers = pytest.importorskip("diffusers")
-
-    class PublishedSchedule(diffusers.FlowMatchEulerDiscreteScheduler):
-        def set_timesteps(self, num_inference_steps, device=None):
-            self.sigmas = schedule(num_inference_steps, shift)
-            self.timesteps = self.sigmas[:-1] * 1000
-            self.num_inference_steps = num_inference_steps
-            self._step_index = self._begin_index = None
-
     reference = diffusers.Kandinsky5Transformer3DModel(
         **{
             key: getattr(CONFIG, key)
@@ -124,22 +104,10 @@ def diffusers_pipeline(transformer: DiffusionTransformer3D, name: str, shift: fl
         tokenizer=None,
         text_encoder_2=None,
         tokenizer_2=None,
-        scheduler=PublishedSchedule(),
+        scheduler=published_schedule(shift),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def published_normalisation(latents: torch.Tensor) -> torch.Tensor:
-    """Frame by frame as kandinskylab has it (diffusers takes the four frames' statistics together)."""
-    result = latents.numpy().copy()
-    reference = result[:, 4:9]
-    for frame in result[0, :4]:
-        mean, std = frame.mean(), frame.std(ddof=1)
-        new_mean = min(max(reference.mean(), mean - 0.05), mean + 0.1)
-        new_std = min(max(reference.std(ddof=1), std - 0.1), std + 0.25)
-        frame[...] = (frame - mean) / std * new_std + new_mean
-    return torch.from_numpy(result)
 
 
 def published_run(pipeline, latents, positive, negative, steps, scale, frames, **extra):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kandinsky5.errors import Stopped
+from kandinsky5.errors import Stopped, UserError
 from kandinsky5.events import PromptExpanded, StageStarted, StateSaved
 from kandinsky5.memory.text_stages import EXPANSION_TOKENS
 from kandinsky5.model.text_generation import OutputLayer, Writer, can_write, drawn
@@ -298,6 +298,31 @@ def test_what_was_written_is_what_is_encoded(model, tmp_path, answers) -> None:
     wanted = encode_text(plain, Models(), cache).positive
     assert torch.equal(found.text, wanted.text)
     assert torch.equal(found.pooled, wanted.pooled)
+
+
+def test_a_prompt_is_rewritten_alone_and_nothing_is_made(model, tmp_path, answers) -> None:
+    events: list[object] = []
+    request = request_for(model, expand=False, expanded_prompt="what was written before")
+    found = Pipeline().expand(request, out=tmp_path / "a.png", emit=events.append)
+    assert found.text == "A red circle rolls over a table."
+    assert found.to_dict()["expanded_prompt"] == found.text
+    assert [event for event in events if isinstance(event, PromptExpanded)][-1].done
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_which_cannot_write_refuses_to_rewrite_alone(tmp_path) -> None:
+    with pytest.raises(UserError, match="text encoder writes"):
+        Pipeline().expand(quick(), out=tmp_path / "a.mp4")
+
+
+def test_a_prompt_that_came_rewritten_is_encoded_as_it_came(model, tmp_path, answers) -> None:
+    edited = "A red circle, edited by hand."
+    job, _ = job_of(request_for(model, expanded_prompt=edited), tmp_path / "a.png")
+    expand_text(job, Models(), EmbeddingCache(None))
+    assert (job.expanded_prompt, len(answers)) == (edited, 2)
+    found = encode_text(job, Models(), EmbeddingCache(None)).positive
+    plain, _ = job_of(request_for(model, prompt=edited, expand=False), tmp_path / "b.png")
+    assert torch.equal(found.text, encode_text(plain, Models(), EmbeddingCache(None)).positive.text)
 
 
 def test_nothing_is_expanded_where_nobody_asked(model, tmp_path, answers) -> None:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from kandinsky5.errors import UserError
-from kandinsky5.pipeline.image import fitted_size, read_image, to_pixels
+from kandinsky5.picture_sizes import fitted_size
+from kandinsky5.pipeline.image import read_image, to_pixels
 from kandinsky5.presets import PRESETS
 
 

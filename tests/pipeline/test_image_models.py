@@ -16,8 +16,9 @@ from kandinsky5.model.image_vae import ImageVAEConfig
 from kandinsky5.model.loading import check_vae
 from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.output.metadata import read_metadata, request_of, video_info
+from kandinsky5.picture_sizes import nearest_size
 from kandinsky5.pipeline.codec import decoded, encode_image
-from kandinsky5.pipeline.image import as_seen, nearest_size
+from kandinsky5.pipeline.image import as_seen
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.preview import FLUX_COLOURS, colours_of, write_colours
 from kandinsky5.pipeline.preview_pace import PreviewEvery

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ import torch
 from demo_runs import STEPS, Ran, Refuser, frames_of, keeper, picture_request, ran
 
 from kandinsky5.errors import OutOfMemory
-from kandinsky5.events import StateSaved, StepDone, ignore
+from kandinsky5.events import ReadingFile, StateSaved, StepDone, ignore
+from kandinsky5.memory import fragmentation
 from kandinsky5.memory.plan import lowered
 from kandinsky5.model.dit import DiffusionTransformer3D
 from kandinsky5.model.text import TextEncoders
 from kandinsky5.model.vae_rolling import RollingVAETile
+from kandinsky5.output.run_state import load_run_state
 from kandinsky5.pipeline import job as job_module
 from kandinsky5.pipeline import pipeline as pipeline_module
 from kandinsky5.pipeline.job import Listeners, accept
@@ -24,6 +28,7 @@ from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.transformer import TransformerTenant
 
 Refuse = Callable[..., Refuser]
+GIB = 1 << 30
 CPU = (torch.device("cpu"), torch.float32)
 
 
@@ -133,7 +138,22 @@ def test_refusals_far_apart_are_counted_anew(tmp_path, whole, warm, refuse, stag
     assert run.is_like(whole)
 
 
-def test_three_refusals_in_a_row_stop_it_resumable(tmp_path, whole, warm, refuse, stages) -> None:
+def test_every_file_is_named_while_it_is_read(tmp_path, whole) -> None:
+    named = [event.path for event in whole.events if isinstance(event, ReadingFile)]
+    assert named[-1] is None and named[0] is not None  # the last word is that nothing is read
+    assert all((now is None) != (then is None) for now, then in pairwise(named))
+    ends = [Path(path).name for path in named if path is not None]
+    assert ends[0] == "start.png"  # fault 4: a crash names the last of them
+    transformer = Path(next(path for path in named if path and path.endswith(".safetensors")))
+    assert {"text_encoder", transformer.name, "vae"} <= set(ends)
+    assert transformer.parent.name == "transformer"
+
+
+def test_three_refusals_in_a_row_stop_it_resumable(
+    tmp_path, whole, warm, refuse, stages, monkeypatch
+) -> None:
+    pieces = fragmentation.DeviceMemory(reserved_bytes=10 * GIB, allocated_bytes=7 * GIB)
+    monkeypatch.setattr(fragmentation, "device_memory", lambda: pieces)
     refuse(DiffusionTransformer3D, "evaluate", 3, 4, 5)
     states = keeper(tmp_path / "states")
     run = ran(tmp_path, picture_request(tmp_path), pipeline=warm, states=states, catch=OutOfMemory)
@@ -142,7 +162,12 @@ def test_three_refusals_in_a_row_stop_it_resumable(tmp_path, whole, warm, refuse
     (saved,) = [event for event in run.events if isinstance(event, StateSaved)]
     assert (saved.step, saved.path) == (2, str(states.newest()))
     assert not (tmp_path / "out.mp4").exists()
+    assert run.error.in_pieces  # a new process would do
+    most = load_run_state(states.newest()).facts["settings"]["most_resident_blocks"]
     resumed = ran(tmp_path, resume=states.newest(), pipeline=warm)
+    assert (
+        f"memory ran out before: no more than {most} blocks stay on the device" in resumed.notices
+    )
     assert resumed.is_like(whole)
     assert resumed.result.evaluations_run == 2 * STEPS
 
@@ -154,6 +179,7 @@ def test_three_refusals_while_decoding_leave_the_finished_latents(
     states = keeper(tmp_path / "states")
     run = ran(tmp_path, picture_request(tmp_path), pipeline=warm, states=states, catch=OutOfMemory)
     assert run.error.exit_code == 4
+    assert not run.error.in_pieces
     assert torch.equal(run.latents, whole.latents)
     assert states.newest().name == f"step-{STEPS:05d}.safetensors"
     evaluated = refuse(DiffusionTransformer3D, "evaluate", 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_runs import STEPS, Ran, keeper, picture_request, quick, ran
+from demo_runs import Ran, keeper, picture_request, quick, ran
 
 from kandinsky5.errors import K1Error, Stopped, UserError
 from kandinsky5.events import StateSaved
@@ -18,16 +18,22 @@ from kandinsky5.model.safetensors_file import SafetensorsFile
 from kandinsky5.output import run_state
 from kandinsky5.output.atomic import DiskFull
 from kandinsky5.output.run_state import load_run_state, save_run_state
+from kandinsky5.output.state import load_latents
 from kandinsky5.pipeline import painting
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.presets import DEMO_FOLDER
 from kandinsky5.request import GenerationRequest
 
 Asked = Callable[[Path], GenerationRequest]
+STEPS = 3
 
 
 def of_text(folder: Path) -> GenerationRequest:
-    return quick()
+    return quick(steps=STEPS)
+
+
+def of_picture(folder: Path) -> GenerationRequest:
+    return picture_request(folder, steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def warm() -> Pipeline:
     return Pipeline()
 
 
-@pytest.fixture(scope="module", params=[of_text, picture_request], ids=["t2v", "i2v"])
+@pytest.fixture(scope="module", params=[of_text, of_picture], ids=["t2v", "i2v"])
 def whole(request, tmp_path_factory, warm) -> tuple[Asked, Ran]:
     """What is asked for, and the run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
@@ -66,7 +72,7 @@ def test_stopped_after_any_step_it_comes_to_the_same_bits(tmp_path, warm, whole,
 
 def test_another_process_needs_neither_text_encoders_nor_picture(tmp_path, warm, whole) -> None:
     asked, unbroken = whole
-    path = stopped(tmp_path, asked(tmp_path), 3, pipeline=warm)
+    path = stopped(tmp_path, asked(tmp_path), STEPS, pipeline=warm)
     (tmp_path / "start.png").unlink(missing_ok=True)
     pipeline = Pipeline()
     pipeline._models.text_encoders = None  # whoever asks for them fails
@@ -84,17 +90,17 @@ def test_stopped_while_decoding_no_step_is_done_again(tmp_path, warm, whole, mon
 def test_a_stop_without_saving_leaves_nothing(tmp_path, warm) -> None:
     states = keeper(tmp_path / "states")
     states._on_stop.clear()
-    ran(tmp_path, states=states, stop_before=2, catch=Stopped, pipeline=warm)
+    ran(tmp_path, of_text(tmp_path), states=states, stop_before=1, catch=Stopped, pipeline=warm)
     assert states.newest() is None
 
 
 def test_of_states_saved_on_the_way_the_last_two_stay(tmp_path, warm) -> None:
     states = keeper(tmp_path / "states", every_steps=1)
-    run = ran(tmp_path, states=states, pipeline=warm)
+    run = ran(tmp_path, of_text(tmp_path), states=states, pipeline=warm)
     saved = [event.step for event in run.events if isinstance(event, StateSaved)]
-    assert saved == [1, 2, 3, 4]
+    assert saved == [1, 2, 3]
     names = sorted(path.name for path in states.folder.iterdir())
-    assert names == ["step-00003.safetensors", "step-00004.safetensors"]
+    assert names == ["step-00002.safetensors", "step-00003.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,7 @@ def test_a_full_or_broken_disk_costs_the_state_and_not_the_run(
 
     monkeypatch.setattr(run_state, "save_run_state", full)
     states = keeper(tmp_path / "states", every_steps=1)
-    run = ran(tmp_path, states=states, pipeline=warm)
+    run = ran(tmp_path, of_text(tmp_path), states=states, pipeline=warm)
     assert run.result is not None and (tmp_path / "out.mp4").exists()
     said = [text for text in run.notices if "could not be saved" in text]
     assert said == [f"the unfinished run could not be saved: {error}"]
@@ -140,7 +146,7 @@ def retrained(path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
 def test_other_weights_than_it_began_with_are_refused(tmp_path, model, part) -> None:
-    path = stopped(tmp_path, quick(model_dir=str(model)), 3)
+    path = stopped(tmp_path, quick(steps=STEPS, model_dir=str(model)), 2)
     retrained(weights_of(model / part))
     refused = ran(tmp_path, resume=path, catch=UserError)
     assert f"{part}: " in str(refused.error) and "another file" in str(refused.error)
@@ -148,19 +154,42 @@ def test_other_weights_than_it_began_with_are_refused(tmp_path, model, part) -> 
 
 
 def test_a_copy_of_the_model_elsewhere_is_the_same_model(tmp_path, warm, model) -> None:
-    path = stopped(tmp_path, quick(model_dir=str(model)), 3, pipeline=warm)
+    path = stopped(tmp_path, quick(steps=STEPS, model_dir=str(model)), 2, pipeline=warm)
     for part in model.rglob("*.safetensors"):
         os.utime(part)
     assert ran(tmp_path, resume=path, pipeline=warm).result is not None
 
 
-def test_an_edited_state_is_refused(tmp_path, warm) -> None:
-    path = stopped(tmp_path, quick(), 3, pipeline=warm)
-    data = bytearray(path.read_bytes())
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, warm) -> Path:
+    """A state of the run of text, to be read."""
+    folder = tmp_path_factory.mktemp("saved")
+    return stopped(folder, of_text(folder), STEPS, pipeline=warm)
+
+
+def test_an_edited_state_is_refused(tmp_path, warm, saved) -> None:
+    data = bytearray(saved.read_bytes())
     data[-1] ^= 1
+    path = tmp_path / "edited.safetensors"
     path.write_bytes(data)
     refused = ran(tmp_path, resume=path, catch=UserError)
     assert "damaged or was edited" in str(refused.error)
+
+
+def test_the_files_that_a_foreign_state_names_are_not_written(tmp_path, warm, saved) -> None:
+    names = {name: str(tmp_path / f"{name}.precious") for name in ("out", "save_latents")}
+    for name in names.values():
+        Path(name).write_text("of somebody else")
+    state = load_run_state(saved)
+    request = dataclasses.replace(state.request, **names)
+    path = tmp_path / "foreign.safetensors"
+    save_run_state(path, dataclasses.replace(state, request=request))
+    warm.resume(path, out=tmp_path / "out.mp4")
+    assert {Path(name).read_text() for name in names.values()} == {"of somebody else"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"foreign.safetensors", "out.mp4", "out.precious", "save_latents.precious"}
+    warm.resume(path, out=tmp_path / "out.mp4", save_latents=tmp_path / "latents.safetensors")
+    assert load_latents(tmp_path / "latents.safetensors")[0].shape == state.latent.shape
 
 
 @pytest.mark.parametrize(
@@ -172,15 +201,15 @@ def test_an_edited_state_is_refused(tmp_path, warm) -> None:
         {"seconds": {"denoise": -1.0, "load": True, "sleep": 3}, "evaluations": True},
     ],
 )
-def test_strange_facts_in_a_state_do_no_harm(tmp_path, warm, facts) -> None:
-    state = load_run_state(stopped(tmp_path, quick(), 3, pipeline=warm))
+def test_strange_facts_in_a_state_do_no_harm(tmp_path, warm, saved, facts) -> None:
+    state = load_run_state(saved)
     path = save_run_state(tmp_path / "f.safetensors", dataclasses.replace(state, facts=facts))
     run = ran(tmp_path, resume=path, pipeline=warm, catch=K1Error)
     assert isinstance(run.error, (UserError, type(None)))
 
 
 def test_latents_are_decoded_with_nothing_but_the_vae(tmp_path, warm, model) -> None:
-    unbroken = ran(tmp_path / "whole", quick(model_dir=str(model)), pipeline=warm)
+    unbroken = ran(tmp_path / "whole", quick(steps=STEPS, model_dir=str(model)), pipeline=warm)
     for part in model.iterdir():
         if part.is_dir() and part.name != "vae":
             shutil.rmtree(part)
@@ -195,7 +224,7 @@ def test_latents_are_decoded_with_nothing_but_the_vae(tmp_path, warm, model) -> 
 def test_flat_frames_get_a_notice_with_the_result(tmp_path, warm, monkeypatch, colour) -> None:
     frames = np.broadcast_to(np.array(colour, np.uint8), (5, 64, 64, 3)).copy()
     monkeypatch.setattr(painting, "decoded", lambda *arguments, **options: iter([frames]))
-    run = ran(tmp_path, pipeline=warm)
+    run = ran(tmp_path, of_text(tmp_path), pipeline=warm)
     (notice,) = [text for text in run.notices if "one colour" in text]
     assert notice in run.result.notices
     assert (tmp_path / "out.mp4").exists()

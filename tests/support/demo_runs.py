@@ -25,6 +25,7 @@ QUICK = {
     "steps": STEPS,
     "seconds": 1 / 6,
     "guidance": 2.0,
+    "vae_tiling": "rolling",  # frame by frame, so that it can be interrupted in its middle
 }
 
 
@@ -97,7 +98,9 @@ def ran(
     options = {"out": folder / "out.mp4", "emit": run.events.append, "states": states}
     try:
         if resume is not None:
-            run.result = pipeline.resume(resume, should_stop=should_stop, **options)
+            run.result = pipeline.resume(
+                resume, should_stop=should_stop, keep_paths=True, **options
+            )
         else:
             values = {**(request or quick()).to_dict()}
             values["save_latents"] = str(folder / "latents.safetensors")

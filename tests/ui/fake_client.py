@@ -17,7 +17,7 @@ from PIL import Image
 
 from kandinsky5.errors import UserError
 from kandinsky5.request import GenerationRequest
-from kandinsky5.worker.client import JobSnapshot
+from kandinsky5.worker.client import FileNames, JobSnapshot
 
 
 def write_video(path: Path, size_px: int = 64, frames: int = 25) -> None:
@@ -55,12 +55,17 @@ class FakeClient:
         out_dir: where videos go.
         steps: steps of each job; each leaves a preview, a disc further to the right.
         held: jobs stand still before each step that :meth:`allow` or :meth:`release` has not let pass.
+
+    Attributes:
+        asked, told: what was asked of model files, and what is answered; None while "the worker looks".
     """
 
     def __init__(self, out_dir: Path, *, steps: int = 5, held: bool = False) -> None:
         self.out_dir = out_dir
         self.steps = steps
         self._allowed: float = 0 if held else math.inf
+        self.asked: list[FileNames] = []
+        self.told: dict[str, Any] | None = None
         self._jobs: dict[str, JobSnapshot] = {}
         self._tokens: dict[str, str] = {}
         self._stopping: set[str] = set()
@@ -125,6 +130,24 @@ class FakeClient:
             self._change.notify_all()
             return job_id
 
+    def expand(self, request: GenerationRequest, *, token: str | None = None) -> str:
+        with self._change:
+            job_id = f"job{next(self._numbers)}"
+            self._jobs[job_id] = JobSnapshot(
+                job_id, "queued", request.to_dict(), kind="expand", created_at=time.time()
+            )
+            self._change.notify_all()
+            return job_id
+
+    def describe(self, names: FileNames) -> dict[str, Any] | None:
+        self.asked.append(names)
+        if self.told is None:
+            return None
+        named = {"dit": names.dit, "model_dir": names.model_dir}
+        told = {name: self.told.get(name) if path else None for name, path in named.items()}
+        loras = list(self.told.get("loras", ()))[: len(names.loras)]
+        return {**told, "loras": loras, "missing": self.told.get("missing", [])}
+
     def resume(self, job_id: str) -> None:
         with self._change:
             job = self.status(job_id)
@@ -171,6 +194,7 @@ class FakeClient:
     def history(self, limit: int = 24, offset: int = 0) -> Sequence[JobSnapshot]:
         with self._change:
             over = [job for job in self._jobs.values() if job.state not in ("running", "queued")]
+            over = [job for job in over if job.kind == "generate"]
             over.sort(key=lambda job: job.finished_at or 0, reverse=True)
             return tuple(over[offset : offset + limit])
 
@@ -189,7 +213,8 @@ class FakeClient:
 
     def _work(self) -> None:
         while (job_id := self._next()) is not None:
-            self._run(job_id)
+            run = self._write if self._jobs[job_id].kind == "expand" else self._run
+            run(job_id)
 
     def _may_step(self, job_id: str) -> bool:
         with self._change:
@@ -199,17 +224,37 @@ class FakeClient:
             self._allowed -= 1
             return not self._closed and job_id not in self._stopping
 
+    def _write(self, job_id: str) -> None:
+        """One word more with each step."""
+        prompt = self._jobs[job_id].request["prompt"]
+        self._set(job_id, state="running", stage="expand", started_at=time.time())
+        words = f"{prompt}, in detail, on a table".split()
+        for number in range(1, len(words) + 1):
+            if not self._may_step(job_id):
+                self._set(job_id, state="stopped", finished_at=time.time(), is_stopping=False)
+                return
+            self._set(job_id, expanded_prompt=" ".join(words[:number]))
+        if "fail" in prompt:
+            self._set(job_id, state="failed", message="weights <b>missing</b>", finished_at=1.0)
+            return
+        text = None if "useless" in prompt else " ".join(words)
+        made = {"expanded_prompt": text, "seconds": {"total": 3.2}, "notices": ["was blank"]}
+        self._set(job_id, state="done", result=made, finished_at=time.time())
+
     def _run(self, job_id: str) -> None:
         request = self._jobs[job_id].request
         self._stopping.discard(job_id)
         self._set(job_id, state="running", stage="load", started_at=time.time(), total=self.steps)
         for step in range(self._jobs[job_id].saved_step or 0, self.steps):
             if not self._may_step(job_id):
-                saved: dict[str, Any] = {}
-                if self._modes.get(job_id) == "save" and step:
-                    saved = {"saved_state": f"/states/{job_id}", "saved_step": step}
-                saved["is_stopping"] = False
-                self._set(job_id, state="stopped", finished_at=time.time(), **saved)
+                saved: dict[str, Any] = {"is_stopping": False}
+                mode = self._modes.get(job_id)
+                if mode in ("save", "decode") and step:
+                    saved |= {"saved_state": f"/states/{job_id}", "saved_step": step}
+                self._set(job_id, **saved)
+                if mode == "decode" and step:
+                    break
+                self._set(job_id, state="stopped", finished_at=time.time())
                 return
             write_preview(self._preview_file(job_id, step + 1), (step + 1) / self.steps)
             left = self.steps - step - 1
@@ -234,7 +279,7 @@ class FakeClient:
             "width": 64,
             "height": 64,
             "seed": request["seed"] if request["seed"] is not None else 1234567,
-            "steps_run": self.steps,
+            "steps_run": self._jobs[job_id].step,
             "seconds": {"total": 2.0},
             "peak_vram_bytes": 0,
             "peak_rss_bytes": 700 * 2**20,

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from kandinsky5.ui.listener import bind
+from kandinsky5.ui.options import StudioOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,28 +96,46 @@ def test_the_studio_serves_no_file_of_the_machine(studio, tmp_path):
     with httpx.Client(base_url=studio.url, timeout=300) as visitor:
         for path in (secret, "/etc/passwd", ROOT / "README.md", f"{studio.options.state_dir}/x"):
             assert visitor.get(f"/gradio_api/file={path}").status_code == 403
-        # nor is one copied to where it would be served: a path in a call must be of an upload
-        function = image_function(visitor)
-        data = [None] * function["length"]
-        data[function["image"]] = {
-            "path": str(secret),
-            "meta": {"_type": "gradio.FileData"},
-        }
-        call = {"data": data, "fn_index": function["id"], "session_hash": "abc"}
-        visitor.post("/gradio_api/run/predict", json=call)
+        # nor is one copied to where it would be served, or read: a path in a call must be of an upload
+        for kind in ("image", "file"):
+            function = function_of(visitor, kind)
+            data = [None] * function["length"]
+            data[function["place"]] = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+            call = {"data": data, "fn_index": function["id"], "session_hash": "abc"}
+            assert visitor.post("/gradio_api/run/predict", json=call).status_code != 200
     copies = [path for path in studio.options.uploads_dir.rglob("*") if path.is_file()]
     assert not [path for path in copies if path.read_bytes() == b"secret"]
 
 
-def image_function(visitor: httpx.Client) -> dict[str, int]:
-    """Number of a function of the page that takes the image, and the image's place among its inputs."""
+def test_a_file_over_the_limit_is_refused_as_it_comes_in(serve, fake_client, tmp_path):
+    """A picture of a gigabyte in the same way as one of a hundred kilobytes where fewer are allowed."""
+    assert StudioOptions().upload_bytes == 64_000_000
+    options = StudioOptions(
+        out_dir=tmp_path / "outputs", state_dir=tmp_path / "state", upload_bytes=100_000
+    )
+    small = serve(fake_client.FakeClient(options.out_dir), options)
+    with httpx.Client(base_url=small.url, timeout=300) as visitor:
+
+        def sent(size_bytes: int) -> httpx.Response:
+            files = {"files": ("picture.png", b"x" * size_bytes, "image/png")}
+            return visitor.post("/gradio_api/upload", files=files)
+
+        assert sent(90_000).status_code == 200
+        refused = sent(110_000)
+    assert refused.status_code == 413
+    kept = [path for path in options.uploads_dir.rglob("*") if path.is_file()]
+    assert [path.stat().st_size for path in kept] == [90_000]
+
+
+def function_of(visitor: httpx.Client, kind: str) -> dict[str, int]:
+    """Number of a function of the page that takes a control of a kind, and its place among the inputs."""
     config = visitor.get("/config").json()
-    image = next(part["id"] for part in config["components"] if part["type"] == "image")
-    function = next(part for part in config["dependencies"] if image in part["inputs"])
+    control = next(part["id"] for part in config["components"] if part["type"] == kind)
+    function = next(part for part in config["dependencies"] if control in part["inputs"])
     return {
         "id": function["id"],
         "length": len(function["inputs"]),
-        "image": function["inputs"].index(image),
+        "place": function["inputs"].index(control),
     }
 
 
@@ -136,7 +155,6 @@ def test_programs_reach_the_promised_names(quiet_studio):
 
 def test_the_queue_of_gradio_does_not_keep_a_core_awake(fake_client, tmp_path):
     from kandinsky5.ui.app import QUEUE_SLEEP_S, build
-    from kandinsky5.ui.options import StudioOptions
 
     page = build(fake_client.FakeClient(tmp_path), StudioOptions(state_dir=tmp_path))
     assert page._queue.sleep_when_free == QUEUE_SLEEP_S >= 0.01
@@ -145,4 +163,5 @@ def test_the_queue_of_gradio_does_not_keep_a_core_awake(fake_client, tmp_path):
 def test_only_the_promised_names_are_public(studio):
     with httpx.Client(base_url=studio.url, timeout=300) as visitor:
         named = visitor.get("/gradio_api/info").json()["named_endpoints"]
-    assert set(named) == {"/submit", "/status", "/stop", "/resume", "/discard", "/queue"}
+    promised = {"/submit", "/expand", "/status", "/stop", "/resume", "/discard", "/queue"}
+    assert set(named) == promised

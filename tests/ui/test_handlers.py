@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +7,8 @@ import gradio as gr
 import pytest
 
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import choices, form
+from kandinsky5.ui import form
 from kandinsky5.ui.handlers import Handlers
-from kandinsky5.ui.planning import PLAN_FIELDS, Planner
 
 
 @pytest.fixture
@@ -23,7 +21,7 @@ def client(fake_client, tmp_path):
 
 @pytest.fixture
 def handlers(client, tmp_path):
-    return Handlers(client, tmp_path / "outputs", lambda preset: False)
+    return Handlers(client, tmp_path / "outputs")
 
 
 def values(**changes: Any) -> list[Any]:
@@ -84,16 +82,6 @@ def test_nothing_is_sent_twice(handlers):
     assert all(map(skipped, second))
 
 
-def test_the_plan_follows_the_form_and_names_a_value_that_cannot_be(client, tmp_path):
-    planning = Handlers(client, tmp_path / "outputs", lambda preset: False, Planner())
-    filled = form.values_of(GenerationRequest(prompt="a red circle"))
-    page = planning.plan(*(filled[name] for name in PLAN_FIELDS))
-    assert 'data-fits="yes"' in page
-    assert "112 tokens" in page
-    page = planning.plan(*({**filled, "ram": "<0>"}[name] for name in PLAN_FIELDS))
-    assert "RAM budget, GB: got “&lt;0&gt;”" in page
-
-
 def test_a_stop_that_was_heard_cannot_be_pressed_again(handlers, client):
     job_id = client.submit(GenerationRequest(prompt="a tale"))
     client.wait(lambda: client.queue()[0].state == "running")
@@ -128,42 +116,34 @@ def test_a_failed_job_is_told_to_a_page_that_was_reloaded(handlers, client):
     assert "<video" not in player
 
 
-def test_settings_of_the_shown_result_come_back_with_the_seed_that_was_drawn(handlers, client):
-    job_id = client.submit(GenerationRequest(prompt="a tale", steps=9, width=96, height=96))
+def test_a_page_that_was_loaded_again_shows_what_was_made_last(handlers, client):
+    job_id = client.submit(GenerationRequest(prompt="a tale"))
     client.release()
     client.wait(lambda: client.status(job_id).state == "done")
-    *_, shown = handlers.refresh(job_id, None, {})
-    updates = dict(zip(form.BY_NAME, handlers.use_settings(None, shown), strict=True))
-    got = {name: update.get("value") for name, update in updates.items()}
-    assert (got["prompt"], got["steps"], got["seed"]) == ("a tale", 9, "1234567")
-    assert (got["size"], got["width"]) == (choices.CUSTOM_SIZE, 96)
+    progress, player, *_ = handlers.refresh(None, None, {})
+    assert "<b>Finished</b>" in progress
+    assert "a tale" in progress
+    assert f"/k1/result/{job_id}" in player
 
 
-def test_a_kept_form_fills_every_control_but_the_picture(handlers):
-    kept = {"preset": "demo-i2v", "prompt": "it moves", "steps": 9}
-    updates = dict(
-        zip(
-            form.BY_NAME, handlers.restored(json.dumps({"version": 1, "values": kept})), strict=True
-        )
+@pytest.mark.parametrize("field", ["dit", "model_dir", "lora_1"])
+def test_a_file_known_to_be_wrong_is_refused_at_its_field(handlers, client, tmp_path, field):
+    named = tmp_path / "named"
+    named.mkdir() if field == "model_dir" else named.touch()
+    wrong = {"problem": "not Kandinsky 5 (looks like <Wan>)"}
+    client.told = {"dit": wrong, "model_dir": wrong, "loras": [wrong]}
+    problem = handlers.generate(None, "t", *values(**{field: str(named)}))[2]
+    assert f'data-field="{field}"' in problem
+    assert "looks like &lt;Wan&gt;" in problem
+    assert client.queue() == ()
+
+
+def test_a_file_that_is_still_looked_at_holds_nothing_up(handlers, client, tmp_path):
+    (tmp_path / "mine.safetensors").touch()
+    job_id, _, problem = handlers.generate(
+        None, "t", *values(dit=str(tmp_path / "mine.safetensors"))
     )
-    assert (updates["prompt"]["value"], updates["steps"]["value"]) == ("it moves", 9)
-    assert updates["image"] == gr.update(visible=True)
-    assert updates["preset"]["choices"] == handlers.presets("i2v")
-    assert all(map(skipped, handlers.restored("")))
-
-
-def test_choosing_a_mode_loads_its_first_preset_and_shows_the_image(handlers):
-    updates = dict(zip(form.BY_NAME, handlers.mode_chosen("i2v"), strict=True))
-    assert updates["preset"]["value"] == "demo-i2v"
-    assert updates["image"]["visible"] is True
-    assert updates["size"]["value"] == choices.FROM_IMAGE
-    assert "value" not in updates["prompt"]
-
-
-def test_choosing_a_preset_loads_its_defaults(handlers):
-    updates = dict(zip(form.BY_NAME, handlers.preset_chosen("lite-t2v-5s-distilled"), strict=True))
-    got = {name: updates[name]["value"] for name in ("steps", "guidance", "shift", "width")}
-    assert got == {"steps": 16, "guidance": 1.0, "shift": 5.0, "width": 768}
+    assert (job_id, problem) == (client.queue()[0].id, "")
 
 
 def test_programs_submit_look_and_stop(handlers, client):

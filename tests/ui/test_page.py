@@ -74,6 +74,7 @@ def test_a_reload_finds_the_running_job_and_can_stop_it(quiet_studio, open_page)
     page.wait_for_selector("#k1-progress :text('step 2 of 5')")
     assert page.title().startswith("40 %")
     page.click("#k1-stop")
+    page.click("#k1-ask button[value=save]")
     page.wait_for_selector("#k1-progress [data-state=stopped], #k1-progress [data-state=idle]")
     assert quiet_studio.client.queue() == ()
 
@@ -123,6 +124,7 @@ def test_two_tabs_make_two_jobs_and_a_double_click_one(quiet_studio, open_page):
     first.click(".k1-queue [data-stop]")
     second.wait_for_selector("#k1-progress [data-state=running] :text('of the first tab')")
     second.click("#k1-stop")
+    second.click("#k1-ask button[value=discard]")
     first.wait_for_selector("#k1-progress [data-state=stopped]")
 
 
@@ -170,7 +172,8 @@ def test_by_keyboard_alone_it_starts_and_asks_before_it_stops(quiet_studio, open
     page.wait_for_selector("#k1-ask", state="hidden")
     assert len(quiet_studio.client.queue()) == 1
     page.keyboard.press("Escape")
-    page.click("#k1-ask button[value=stop]")
+    assert not page.is_visible("#k1-ask button[value=decode]")  # nothing is there yet
+    page.click("#k1-ask button[value=save]")
     page.wait_for_selector("#k1-progress [data-state=stopped]")
     assert quiet_studio.client.queue() == ()
 

@@ -18,10 +18,12 @@ WORK_PARTS = {
     "activations",
     "frames",
     "key-value cache",
+    "latent",
     "latents",
     "narrow features",
     "staging",
     "texts of all steps",
+    "unpacked matrix",
     "vectors of all steps",
     "vectors of one step",
 }

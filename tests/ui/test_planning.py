@@ -6,12 +6,15 @@ import dataclasses
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from kandinsky5.errors import UserError
 from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest
 from kandinsky5.ui import choices, form, planning
+from kandinsky5.ui.fields import FIELDS
+from kandinsky5.ui.model_files import FilesTold
 from kandinsky5.ui.planning import PLAN_FIELDS, Planner, job_for, request_for
 from kandinsky5.worker.jobs import JobSnapshot
 
@@ -34,14 +37,14 @@ def a_machine_of_64_gb(monkeypatch):
 
 
 def values(preset: str = "demo-t2v", **changes: Any) -> dict[str, Any]:
-    filled = {field.name: field.default for field in form.FIELDS}
-    filled |= {**choices.preset_values(PRESETS[preset]), "preset": preset, "vram": None}
-    filled |= {"ram": None, **changes}
-    return {name: filled[name] for name in PLAN_FIELDS}
+    filled = {field.name: field.default for field in FIELDS}
+    filled |= {**choices.preset_values(PRESETS[preset]), "preset": preset}
+    named = {name: filled[name] for name in PLAN_FIELDS}
+    return {**form.settings_of(named, PRESETS[preset]), **changes}
 
 
-def outlook(*cards: dict[str, Any], history=(), **changes: Any):
-    return Planner(Machine(*cards)).outlook(values(**changes), history)
+def outlook(*cards: dict[str, Any], history=(), files=planning.NO_FILES, **changes: Any):
+    return Planner(Machine(*cards)).outlook(values(**changes), history, files)
 
 
 def done(**changes: Any) -> JobSnapshot:
@@ -107,8 +110,69 @@ def test_a_size_that_follows_from_the_image_is_planned_for_the_trained_one():
     assert "768 × 512" in seen.notices[0]
 
 
-def test_a_checkpoint_of_ones_own_is_said_not_to_be_read_yet():
-    assert outlook(dit="/models/mine.safetensors").notices == (planning.OF_THE_FILE,)
+@pytest.mark.parametrize(
+    ("preset", "picture", "size"),
+    [
+        ("lite-i2v-5s", (1600, 900), (832, 464)),
+        ("lite-i2v-5s", (900, 1600), (464, 832)),
+        ("image-i2i", (1000, 1000), (1024, 1024)),
+    ],
+)
+def test_a_given_picture_decides_the_size_as_it_does_in_the_worker(tmp_path, preset, picture, size):
+    from kandinsky5.picture_sizes import size_for_picture
+
+    path = tmp_path / "given.png"
+    Image.new("RGB", picture).save(path)
+    asked = {"preset": preset, "image": str(path), "width": None, "height": None}
+    seen = outlook(**asked)
+    assert (seen.plan.job.width_px, seen.plan.job.height_px) == size
+    assert planning.OF_THE_GIVEN.format(*size) in seen.notices
+    request = GenerationRequest(preset=preset, prompt="a", image=str(path))
+    assert size == size_for_picture(*picture, request)
+    nabla = outlook(**asked, attention="nabla").plan.job
+    assert (nabla.width_px % 128, nabla.height_px % 128, nabla.sparse) == (0, 0, True)
+
+
+def test_a_checkpoint_of_ones_own_is_planned_with_its_own_dimensions_and_format():
+    config = {
+        "model_dim": 2560,
+        "ff_dim": 10240,
+        "time_dim": 512,
+        "num_text_blocks": 2,
+        "num_visual_blocks": 50,
+        "axes_dims": (32, 48, 48),
+        "in_visual_dim": 16,
+        "out_visual_dim": 16,
+        "visual_cond": True,
+        "in_text_dim": 3584,
+        "in_text_dim2": 768,
+    }
+    files = FilesTold({"dit": {"config": config, "weights": "int8"}})
+    seen = outlook(CARD, dit="/mine.safetensors", files=files)
+    assert seen.plan.job.models.transformer.visual_blocks == 50
+    assert seen.plan.job.file_weights == "int8"
+    assert seen.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (FilesTold(pending=True), planning.OF_THE_PRESET),
+        (FilesTold({"dit": {"problem": "an LFS pointer"}}), planning.NOT_OF_THE_FILE),
+    ],
+)
+def test_a_checkpoint_that_is_not_known_is_said_not_to_be_planned_with(files, said):
+    assert outlook(dit="/models/mine.safetensors", files=files).notices == (said,)
+
+
+def test_a_prompt_that_is_written_already_needs_no_expanding():
+    stages = {True: [], False: []}
+    for written in stages:
+        text = "A fox." if written else ""
+        plan = outlook(CARD, preset="lite-t2v-5s-sft", expanded_prompt=text).plan
+        stages[written] = [stage.name for stage in plan.stages]
+    assert "expand" in stages[False]
+    assert "expand" not in stages[True]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def client(fake_client, tmp_path):
 
 @pytest.fixture
 def handlers(client, tmp_path):
-    return Handlers(client, tmp_path / "outputs", lambda preset: False)
+    return Handlers(client, tmp_path / "outputs")
 
 
 @pytest.fixture

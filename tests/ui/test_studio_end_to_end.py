@@ -39,7 +39,7 @@ def test_a_prompt_becomes_a_playing_video_of_one_second(real_studio, open_page) 
     page.wait_for_selector("#k1-plan .k1-plan[data-fits=yes]:has-text('1 run here')")
 
 
-def test_the_picture_changes_with_the_steps_and_a_stopped_run_goes_on_to_its_video(
+def test_the_picture_changes_a_stopped_run_shows_what_is_there_and_goes_on_to_its_video(
     real_studio, open_page
 ) -> None:
     client = real_studio.client
@@ -50,9 +50,12 @@ def test_the_picture_changes_with_the_steps_and_a_stopped_run_goes_on_to_its_vid
     first = page.wait_for_function(PICTURE_AFTER, arg=0, timeout=180_000).json_value()
     page.wait_for_function(PICTURE_AFTER, arg=first)
     page.click("#k1-stop")
+    page.click("#k1-ask button[value=decode]")
     page.wait_for_selector(".k1-resume")
     stopped = client.history()[0]
     assert first < stopped.saved_step < 90
+    assert stopped.result["steps_run"] == stopped.saved_step
+    page.wait_for_function(PLAYING_OF, arg=stopped.id)
 
     page.click(".k1-resume")
     page.wait_for_function(PICTURE_AFTER, arg=stopped.saved_step)

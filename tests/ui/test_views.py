@@ -116,3 +116,11 @@ def test_a_picture_is_shown_as_a_picture(job):
 )
 def test_durations_read_at_a_glance(seconds, text):
     assert views.duration_text(seconds) == text
+
+
+def test_an_early_result_tells_where_it_was_stopped_and_can_go_on(job):
+    early = job("done", output="/o/a.mp4", total=5, saved_state="/s", saved_step=2)
+    card = views.progress(early, ())
+    assert "at step 2 of 5; what was there by then was decoded" in card
+    assert "Resume from step 2" in card
+    assert "/k1/result/" in views.player(early) and "?step=2" in views.player(early)

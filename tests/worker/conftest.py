@@ -54,8 +54,8 @@ def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
 def until() -> Callable[[Callable[[], Any]], Any]:
     """Awaits a condition and gives its value."""
 
-    def wait(condition: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE_S
+    def wait(condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+        deadline = time.monotonic() + patience_s
         while not (value := condition()):
             assert time.monotonic() < deadline, "it never came"
             time.sleep(0.005)
@@ -82,8 +82,10 @@ def in_step_2(
     """Awaits that a held job has done its first step."""
 
     def wait(client: WorkerClient, job_id: str) -> JobSnapshot:
-        until(lambda: client.status(job_id).step == 1)
-        return client.status(job_id)
+        until(lambda: client.status(job_id).step == 1 or client.status(job_id).place == -1)
+        job = client.status(job_id)
+        assert job.place != -1, job.message
+        return job
 
     return wait
 

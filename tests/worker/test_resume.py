@@ -155,7 +155,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch) -> None:
     JobStore(file).close()
     broken = (*MIGRATIONS, "ALTER TABLE jobs ADD COLUMN extra TEXT; ALTER TABLE nothing ADD x;")
     monkeypatch.setattr(job_schema, "MIGRATIONS", broken)
-    monkeypatch.setattr(job_schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(job_schema, "SCHEMA_VERSION", len(broken))
     with pytest.raises(UserError, match="not a usable job store"):
         JobStore(file)
     monkeypatch.undo()
