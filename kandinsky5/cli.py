@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 LOG_NAME = "k1.log"
 LOG_BYTES = 2_000_000
 LOG_BACKUPS = 3
+SPIN_COUNT = "1000"
+"""How often a thread of torch's OpenMP looks for work before it sleeps. By default it hardly ever does, and
+one busy program beside it makes the demo take four times as long. Read when torch is loaded."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Reply:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and give its exit code."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     typed = _with_default_command(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parsed(typed)

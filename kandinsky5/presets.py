@@ -169,7 +169,12 @@ def _rows() -> list[Preset]:
         template="demo",
         text_tokens=64,
     )
-    rows = [demo, replace(demo, name="demo-i2v", title="Built-in demo · image → video", mode="i2v")]
+    rows = [
+        demo,
+        replace(
+            demo, name="demo-i2v", title="Built-in demo · image → video", mode="i2v", shift=5.0
+        ),
+    ]
 
     variants = {
         "sft": "best quality",

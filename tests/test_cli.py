@@ -460,3 +460,16 @@ def test_notices_do_not_reach_stdout(run: RunCli, monkeypatch: pytest.MonkeyPatc
     _, out, err = run("generate", "--prompt", PROMPT, "--out", "o.mp4")
     assert out == "o.mp4\n"
     assert "note: width 70 set to 64" in err
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, cli.SPIN_COUNT), ("7", "7")])
+def test_waiting_threads_sleep_soon_unless_the_user_has_it_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, found: str
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
+
+    assert cli.main(["presets"]) == 0
+
+    assert os.environ["GOMP_SPINCOUNT"] == found
