@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from open_files import open_files
 from safetensors.torch import save_file
 
 from kandinsky5.errors import CheckpointError
@@ -190,8 +190,9 @@ def test_a_config_beside_a_file_of_another_name_is_not_its_own(tmp_path):
 
 def test_everything_is_closed_after_a_failure_and_after_use(tmp_path):
     write_shards(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
-    Checkpoint(tmp_path).close()
+    with Checkpoint(tmp_path):
+        assert open_files(tmp_path)
+    assert open_files(tmp_path) == []
     shutil.copy(tmp_path / SHARD.format(1), tmp_path / SHARD.format(2))
     reason(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(tmp_path) == []

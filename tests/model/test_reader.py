@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from open_files import open_files
 from tiny_transformer import (
     CONFIG,
     LAYER,
@@ -285,12 +286,13 @@ def test_names_and_formats_that_there_are_not_are_refused(plain):
 
 
 def test_the_file_is_closed_whatever_happens(plain, tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
-    TransformerReader(plain).close()
+    with TransformerReader(plain):
+        assert open_files(tmp_path) == [str(plain)]
+    assert open_files(tmp_path) == []
     bad = save(tmp_path / "bad.safetensors", weights() | {"x.weight_scale": torch.ones(())})
     with pytest.raises(CheckpointError):
         TransformerReader(bad)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(tmp_path) == []
 
 
 def test_shards_are_read_as_one(plain, tmp_path):

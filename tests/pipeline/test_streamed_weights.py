@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from demo_runs import Ran, keeper, quick, ran
+from open_files import open_files
 
 from kandinsky5.errors import CheckpointError, NotFinite, Stopped
 from kandinsky5.events import StepDone
@@ -60,17 +61,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reading_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("k1-weights")]
-
-
-def open_files(folder: Path) -> list[str]:
-    """Files below a folder that this process has open."""
-    links = []
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            links.append(os.readlink(entry))
-        except OSError:
-            continue  # the one of the listing itself
-    return [link for link in links if link.startswith(str(folder))]
 
 
 def test_the_video_is_that_of_resident_weights(tmp_path, whole) -> None:
