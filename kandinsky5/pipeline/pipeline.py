@@ -25,20 +25,14 @@ from kandinsky5.output.metadata import describe
 from kandinsky5.output.run_state import load_run_state
 from kandinsky5.output.state import load_latents, save_latents
 from kandinsky5.output.tensor_store import TensorStore
+from kandinsky5.pipeline.accept import accept, accept_latents, accept_saved
 from kandinsky5.pipeline.cache import StepCache
 from kandinsky5.pipeline.codec import encode_image
 from kandinsky5.pipeline.denoise import Guidance, denoise, draw_noise, schedule
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache, default_folder
 from kandinsky5.pipeline.expanded_prompt import ExpandedPrompt
 from kandinsky5.pipeline.image import to_pixels
-from kandinsky5.pipeline.job import (
-    Job,
-    Listeners,
-    PaintingJob,
-    accept,
-    accept_latents,
-    accept_saved,
-)
+from kandinsky5.pipeline.job import Job, Listeners, PaintingJob, forget_frames
 from kandinsky5.pipeline.models import Models, ready
 from kandinsky5.pipeline.painting import Painted, paint
 from kandinsky5.pipeline.preview import PreviewFeed
@@ -303,12 +297,21 @@ class Pipeline:
             )
 
     def _paint(self, job: Job, latents: torch.Tensor) -> Painted:
-        """Decode and write; from a card that is too small at last on the CPU."""
+        """Decode and write; from a card that is too small at last on the CPU.
+
+        Smaller tiles change the picture a little. So first the same is tried again, with nothing else kept.
+        """
 
         def on(device: torch.device, dtype: torch.dtype) -> Painted:
             with ready(job, self._models.vae(job, device, dtype)) as vae:
                 return paint(job, vae, latents, device, self._metadata)
 
+        try:
+            return on(job.device, job.dtype)
+        except OutOfMemory as error:
+            forget_frames(error)
+            job.notice(f"{error}: once more, with nothing else kept")
+        self._models.release()
         try:
             return self._with_less(job, "decode", lambda: on(job.device, job.dtype))
         except OutOfMemory as error:

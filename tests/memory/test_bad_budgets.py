@@ -10,7 +10,7 @@ from demo_runs import quick, ran
 from kandinsky5 import cli
 from kandinsky5.memory import free
 from kandinsky5.memory.budget import GB
-from kandinsky5.pipeline import job
+from kandinsky5.pipeline import accept
 from kandinsky5.pipeline.pipeline import Pipeline
 
 COMMANDS = (["plan"], ["generate", "--prompt", "a red circle", "--out", "out.mp4"])
@@ -34,7 +34,7 @@ def test_a_budget_out_of_range_is_refused_with_the_range(
         raise AssertionError("a model was looked for")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "find_model_files", loaded)
+    monkeypatch.setattr(accept, "find_model_files", loaded)
     words = [*command, "--preset", "demo-t2v", *budget.split(), "--state-dir", str(tmp_path / "s")]
     assert cli.main(words) == 2
     said = capfd.readouterr()

@@ -19,8 +19,9 @@ from kandinsky5.model.loading import load_video_vae
 from kandinsky5.model.vae import VideoVAE
 from kandinsky5.output.state import save_latents
 from kandinsky5.pipeline import pipeline as pipeline_module
+from kandinsky5.pipeline.accept import accept_latents
 from kandinsky5.pipeline.codec import decoded
-from kandinsky5.pipeline.job import Listeners, accept_latents
+from kandinsky5.pipeline.job import Listeners
 from kandinsky5.pipeline.models import Models
 from kandinsky5.pipeline.pipeline import Pipeline
 from vae_tiling import TilePlan

@@ -12,8 +12,9 @@ import torch
 from kandinsky5.events import ignore
 from kandinsky5.output.state import load_latents
 from kandinsky5.output.tensor_store import TensorStore
+from kandinsky5.pipeline.accept import accept
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache, default_folder
-from kandinsky5.pipeline.job import Listeners, accept
+from kandinsky5.pipeline.job import Listeners
 from kandinsky5.pipeline.models import Models
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.prompting import encode_text

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from kandinsky5.errors import Stopped, UserError
 from kandinsky5.events import PromptExpanded, StageStarted, StateSaved
-from kandinsky5.memory.text_stages import EXPANSION_TOKENS
+from kandinsky5.memory.text_stages import EXPANSION_TOKENS, EncoderUse
 from kandinsky5.model.text_generation import OutputLayer, Writer, can_write, drawn
 from kandinsky5.output.autosave import StateKeeper
 from kandinsky5.output.metadata import read_metadata, request_of
 from kandinsky5.output.tensor_store import TensorStore
+from kandinsky5.pipeline.accept import NO_OUTPUT_LAYER, accept
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache
 from kandinsky5.pipeline.encoders import text_tenant, voice_tenant
 from kandinsky5.pipeline.expand import expand_prompt, fault_of, tidied
-from kandinsky5.pipeline.job import NO_OUTPUT_LAYER, Listeners, PaintingJob, accept
+from kandinsky5.pipeline.job import Listeners, PaintingJob
 from kandinsky5.pipeline.models import Models
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.prompting import encode_text, expand_text
@@ -34,7 +35,7 @@ from tests.support.demo_runs import quick
 from tests.support.tiny_image_model import T2I, diffusers_layout
 
 CPU = torch.device("cpu")
-SOURCES = ("resident", "disk")
+USES = (EncoderUse("fp32", "resident"), EncoderUse("fp32", "disk", slots=1, ring=1))
 PICTURE = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
 
 
@@ -71,7 +72,7 @@ def writers(layer) -> Iterator[dict[str, Writer]]:
     """The demo's text encoder, whole and streamed, both with eyes."""
     where = {"device": CPU, "dtype": torch.float32}
     needed = voice_tenant(demo_files(), sees=True, **where)
-    made = {s: text_tenant(demo_files(), source=s, home="disk", slots=1, **where) for s in SOURCES}
+    made = {use.source: text_tenant(demo_files(), use, home="disk", **where) for use in USES}
     sight = needed.enter().sight
     yield {source: tenant.enter().writer(layer, sight) for source, tenant in made.items()}
     for tenant in (*made.values(), needed):

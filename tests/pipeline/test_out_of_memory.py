@@ -22,8 +22,9 @@ from kandinsky5.model.vae_rolling import RollingVAETile
 from kandinsky5.output.run_state import load_run_state
 from kandinsky5.pipeline import job as job_module
 from kandinsky5.pipeline import pipeline as pipeline_module
-from kandinsky5.pipeline.job import Listeners, accept
-from kandinsky5.pipeline.models import Models
+from kandinsky5.pipeline.accept import accept
+from kandinsky5.pipeline.job import Listeners
+from kandinsky5.pipeline.models import TRANSFORMER, Models
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.transformer import TransformerTenant
 
@@ -76,7 +77,6 @@ POINTS = [
     (DiffusionTransformer3D, "prepare", "denoise", "prepare"),
     (TransformerTenant, "_streamer", "denoise", "loading the transformer"),
     (DiffusionTransformer3D, "evaluate", "denoise", "denoise, step 1 of 4"),
-    (RollingVAETile, "push", "decode", "decode, piece 1 of 2"),
 ]
 
 
@@ -106,14 +106,36 @@ def test_a_step_that_found_no_memory_is_done_again_and_those_before_it_are_not(
     assert f"denoise, step {step} of {STEPS}" in " ".join(run.notices)
 
 
-@pytest.mark.parametrize("piece", [2])
+@pytest.mark.parametrize(("refused", "lowered_for"), [([1], []), ([2], []), ([1, 2], ["decode"])])
 def test_a_video_half_written_is_written_again_from_its_first_frame(
-    tmp_path, whole, warm, refuse, stages, piece
+    tmp_path, whole, warm, refuse, stages, refused, lowered_for
 ) -> None:
-    refuse(RollingVAETile, "push", piece)
+    """First in the same tiles, then with a smaller plan."""
+    refuse(RollingVAETile, "push", *refused)
     run = ran(tmp_path, picture_request(tmp_path), pipeline=warm)
-    assert stages == ["decode"]
+    assert stages == lowered_for
     assert run.is_like(whole)
+    said = [text for text in run.notices if "memory" in text]
+    assert f"decode, piece {refused[0]} of 2" in said[0] and "nothing else kept" in said[0]
+    assert all("going on with less" in text for text in said[1:])
+    assert len(said) == len(refused)
+
+
+def test_before_tiles_become_smaller_no_other_model_is_kept(
+    tmp_path, whole, warm, monkeypatch
+) -> None:
+    kept: list[bool] = []
+    paint = pipeline_module.paint
+
+    def painted(job, vae, latents, device, metadata):
+        kept.append(warm._models._models.held(TRANSFORMER) is not None)
+        if len(kept) == 1:
+            raise OutOfMemory("out of memory during decode")
+        return paint(job, vae, latents, device, metadata)
+
+    monkeypatch.setattr(pipeline_module, "paint", painted)
+    assert ran(tmp_path, picture_request(tmp_path), pipeline=warm).is_like(whole)
+    assert kept == [True, False]
 
 
 def test_the_lowered_plan_streams_what_was_resident(
@@ -172,10 +194,10 @@ def test_three_refusals_in_a_row_stop_it_resumable(
     assert resumed.result.evaluations_run == 2 * STEPS
 
 
-def test_three_refusals_while_decoding_leave_the_finished_latents(
+def test_four_refusals_while_decoding_leave_the_finished_latents(
     tmp_path, whole, warm, refuse, stages
 ) -> None:
-    refuse(RollingVAETile, "push", 1, 2, 3)
+    refuse(RollingVAETile, "push", 1, 2, 3, 4)
     states = keeper(tmp_path / "states")
     run = ran(tmp_path, picture_request(tmp_path), pipeline=warm, states=states, catch=OutOfMemory)
     assert run.error.exit_code == 4
@@ -206,7 +228,7 @@ def test_a_card_too_small_to_decode_leaves_it_to_the_cpu(
     job = accept(picture_request(tmp_path), to, out=tmp_path / "out.mp4", models_dirs=())
     job.device = torch.device("cuda")
     warm._paint(job, whole.latents)
-    assert devices == ["cuda"] * 3 + ["cpu"] and stages == ["decode"] * 2
+    assert devices == ["cuda"] * 4 + ["cpu"] and stages == ["decode"] * 2
     assert "decoding on the CPU" in job.notices[-1]
     assert np.array_equal(frames_of(tmp_path / "out.mp4"), whole.frames)
 

@@ -28,16 +28,13 @@ POINTS = {
     "denoise": (DiffusionTransformer3D, "evaluate"),
     "decode": (painting, "decoded"),
 }
-LADDERS = ["expand", "encode text", "encode image", "denoise", "denoise", "denoise", "decode"]
+LADDERS = ["expand", "encode text", "encode image", "denoise", "denoise", "denoise"]
+ONCE, TWICE = {1}, {1, 2}
 
 
 @pytest.fixture(scope="module")
-def request_of_model(tmp_path_factory: pytest.TempPathFactory) -> GenerationRequest:
-    """Image → video with a rewritten prompt, by a tiny model."""
-    model = write_model(tmp_path_factory.mktemp("model") / "i2v", "i2v", "diffusers")
-    # All frames at once, as so short a video is decoded by itself, are not frame by frame to the bit.
-    values = quick("i2v", model, expand=True, vae_tiling="rolling")
-    return GenerationRequest.from_dict(values)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "i2v", "i2v", "diffusers")
 
 
 def run_of(folder: Path, request: GenerationRequest) -> Ran:
@@ -48,16 +45,24 @@ def run_of(folder: Path, request: GenerationRequest) -> Ran:
         pipeline.release()
 
 
+@pytest.mark.parametrize(
+    ("tiling", "while_decoding", "ladders"),
+    [("auto", ONCE, LADDERS), ("rolling", TWICE, [*LADDERS, "decode"])],
+)
 def test_a_refusal_in_every_stage_of_one_job_changes_nothing_of_the_video(
-    tmp_path, request_of_model, monkeypatch
+    tmp_path, model, monkeypatch, tiling, while_decoding, ladders
 ) -> None:
+    """Image → video with a rewritten prompt. While decoding, the first one leaves the plan as it is."""
+    values = quick("i2v", model, expand=True, vae_tiling=tiling)
+    request_of_model = GenerationRequest.from_dict(values)
     monkeypatch.setattr(expand, "EXPANSION_TOKENS", 24)
     whole = run_of(tmp_path / "whole", request_of_model)
     assert {event.stage for event in whole.events if isinstance(event, StageStarted)} == set(POINTS)
     refusers = {}
     for stage, (owner, name) in POINTS.items():
         # Three in a row would end the job: between loading and a step another step is done.
-        refusers[stage] = Refuser(getattr(owner, name), {2 if stage == "denoise" else 1})
+        calls = {"denoise": {2}, "decode": while_decoding}.get(stage, ONCE)
+        refusers[stage] = Refuser(getattr(owner, name), calls)
         monkeypatch.setattr(owner, name, refusers[stage])
     asked: list[str] = []
 
@@ -68,8 +73,10 @@ def test_a_refusal_in_every_stage_of_one_job_changes_nothing_of_the_video(
     monkeypatch.setattr(job_module, "lowered", noting)
     run = run_of(tmp_path / "refused", request_of_model)
     assert all(refuser.seen > 1 for refuser in refusers.values())
-    assert asked == LADDERS
+    assert asked == ladders
     assert run.is_like(whole)
     assert run.result is not None and whole.result is not None
     assert run.result.expanded_prompt == whole.result.expanded_prompt
-    assert len([text for text in run.notices if "going on with less" in text]) == len(POINTS)
+    less = [text for text in run.notices if "going on with less" in text]
+    assert len(less) == len(ladders)
+    assert any("during decode: once more, with nothing else kept" in text for text in run.notices)
