@@ -93,6 +93,17 @@ BENCHES: dict[str, Bench] = {
             BenchOption("--shift", "of the schedule (the preset's)", float),
         ),
     ),
+    "preview-cost": Bench(
+        "what one picture of the live preview costs in time and bytes",
+        "kandinsky5.bench.preview_cost:preview_cost",
+        (
+            BenchOption("--height", "of the video (512)"),
+            BenchOption("--width", "likewise (768)"),
+            BenchOption("--seconds", "of video (5)", float),
+            BenchOption("--runs", "pictures of each kind (30)"),
+            BenchOption("--seed", "of the scenes (0)"),
+        ),
+    ),
     "magcache-ratios": Bench(
         "how much longer what the built-in model's blocks add becomes from step to step",
         "kandinsky5.demo.magcache:magcache_ratios",

@@ -219,9 +219,8 @@ class LinearPreviewer:
         height, width = preview_size(
             clean.shape[0], clean.shape[1], clean.shape[2], self._max_pixels
         )
-        rgb = F.interpolate(
-            rgb.permute(0, 3, 1, 2), (height, width), mode="bilinear", antialias=True
-        )
+        rgb = rgb.permute(0, 3, 1, 2).contiguous()  # in planes it takes half the time
+        rgb = F.interpolate(rgb, (height, width), mode="bilinear", antialias=True)
         # NaN would become any number at all; grey says that there is nothing to see.
         bytes_ = ((rgb.nan_to_num(0.0) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return bytes_.permute(0, 2, 3, 1).contiguous().cpu()
