@@ -26,8 +26,8 @@ from kandinsky5.output.state import load_latents
 
 log = logging.getLogger(__name__)
 
-KILLS_OF_A_RUN = 5
-"""At most; then it may end, and the next one begins."""
+KILLS_OF_A_RUN = 2
+"""At most; then it may end, and the next one begins: with more, most kills would fall behind the last step."""
 START_SHARES, DECODE_SHARES = 2, 4
 """How much oftener a moment falls into starting and into decoding than into one of the steps."""
 POLL_S = 0.005
