@@ -10,18 +10,16 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from kandinsky5.errors import K1Error, NotFinite, OutOfMemory, Stopped, UserError
 from kandinsky5.events import EventSink, ignore, reading
-from kandinsky5.memory.meter import Peaks
 from kandinsky5.memory.text_stages import why_not_expanded
 from kandinsky5.memory.whole import to_device, to_host
 from kandinsky5.model.loading import check_vae
 from kandinsky5.output.autosave import StateKeeper
-from kandinsky5.output.metadata import describe
 from kandinsky5.output.run_state import load_run_state
 from kandinsky5.output.state import load_latents, save_latents
 from kandinsky5.output.tensor_store import TensorStore
@@ -34,6 +32,7 @@ from kandinsky5.pipeline.expanded_prompt import ExpandedPrompt
 from kandinsky5.pipeline.image import to_pixels
 from kandinsky5.pipeline.job import Job, Listeners, PaintingJob, forget_frames
 from kandinsky5.pipeline.models import Models, ready
+from kandinsky5.pipeline.outcome import metadata_of, result_of
 from kandinsky5.pipeline.painting import Painted, paint
 from kandinsky5.pipeline.preview import PreviewFeed
 from kandinsky5.pipeline.preview_pace import PreviewEvery
@@ -52,7 +51,7 @@ class Pipeline:
     """Runs jobs one at a time and keeps the models of the last one.
 
     Args:
-        models_dirs: folders in which models are looked for, besides those K1 knows.
+        models_dirs: folders in which models are looked for, besides those K1 knows; may be set between jobs.
         step_cache: gives a run its step cache.
         embeddings: keeps what prompts came to; by default nothing is kept.
     """
@@ -64,7 +63,7 @@ class Pipeline:
         step_cache: Callable[[Run, PaintingJob], StepCache | None] = Run.step_cache,
         embeddings: EmbeddingCache | None = None,
     ) -> None:
-        self._models_dirs = tuple(models_dirs)
+        self.models_dirs: Sequence[Path] = tuple(models_dirs)
         self._step_cache = step_cache
         self._embeddings = embeddings or EmbeddingCache(None)
         self._models = Models()
@@ -97,7 +96,7 @@ class Pipeline:
         """
         started = time.monotonic()
         to = Listeners(emit, should_stop, previews, states, should_finish)
-        job = accept(request, to, out=out, models_dirs=self._models_dirs)
+        job = accept(request, to, out=out, models_dirs=self.models_dirs)
         models, kept = self._models, self._embeddings
         self._with_less(job, "expand", lambda: expand_text(job, models, kept))
         guidance = self._with_less(job, "encode text", lambda: encode_text(job, models, kept))
@@ -122,7 +121,7 @@ class Pipeline:
         """
         started = time.monotonic()
         asked = dataclasses.replace(request, expand=True, expanded_prompt=None)
-        job = accept(asked, Listeners(emit, should_stop), out=out, models_dirs=self._models_dirs)
+        job = accept(asked, Listeners(emit, should_stop), out=out, models_dirs=self.models_dirs)
         plan = job.plan
         if plan.text.expand is None:
             reason = "a model whose text encoder writes"
@@ -162,7 +161,7 @@ class Pipeline:
         if not keep_paths or save_latents is not None:
             state = state.written_to(save_latents)
         to = Listeners(emit, should_stop, previews, states, should_finish)
-        job = accept_saved(state, to, out=out, models_dirs=self._models_dirs)
+        job = accept_saved(state, to, out=out, models_dirs=self.models_dirs)
         state.check_checkpoints(job.digests)
         return self._finished(job, Run.of_state(state), started)
 
@@ -192,7 +191,7 @@ class Pipeline:
         run.save(job)
         if job.request.save_latents:
             save_latents(Path(job.request.save_latents), to_host(latents), job.request)
-        return self._result(job, self._paint(job, latents), started, steps=run.total)
+        return result_of(job, self._paint(job, latents), started, steps=run.total)
 
     def _early(
         self, job: PaintingJob, run: Run, estimate: torch.Tensor, started: float
@@ -202,7 +201,7 @@ class Pipeline:
         job.early_step = run.step
         job.notice(f"stopped at step {run.step} of {run.total}: this is what was there by then")
         latents = run.inputs(job.config, CPU).finished(estimate)
-        return self._result(job, self._paint(job, latents), started, steps=run.step)
+        return result_of(job, self._paint(job, latents), started, steps=run.step)
 
     def decode(
         self,
@@ -225,11 +224,11 @@ class Pipeline:
         if request.seed is None or not request.width or shape[:3] != latent_shape(request):
             raise UserError("file", str(path), "latents that fit the request in their header")
         to = Listeners(emit, should_stop)
-        job = accept_latents(request, to, out=out, models_dirs=self._models_dirs)
+        job = accept_latents(request, to, out=out, models_dirs=self.models_dirs)
         channels = check_vae(job.vae, job.preset.vae).latent_channels
         if shape[3] != channels:
             raise UserError("file", str(path), f"latents of {channels} channels for this VAE")
-        return self._result(job, self._paint(job, latents), started, steps=0)
+        return result_of(job, self._paint(job, latents), started, steps=0)
 
     def release(self) -> None:
         """Let go of the models that are kept warm."""
@@ -304,7 +303,7 @@ class Pipeline:
 
         def on(device: torch.device, dtype: torch.dtype) -> Painted:
             with ready(job, self._models.vae(job, device, dtype)) as vae:
-                return paint(job, vae, latents, device, self._metadata)
+                return paint(job, vae, latents, device, metadata_of)
 
         try:
             return on(job.device, job.dtype)
@@ -326,7 +325,7 @@ class Pipeline:
             return None
         config = check_vae(job.vae, job.preset.vae)
         previewer, notice = choose_previewer(
-            job.vae, config, device=job.device, models_dirs=self._models_dirs
+            job.vae, config, device=job.device, models_dirs=self.models_dirs
         )
         if notice and notice not in job.notices:
             job.notice(notice)
@@ -334,59 +333,12 @@ class Pipeline:
             return None
         return PreviewFeed(previewer, job.emit, every=job.to.previews)
 
-    def _metadata(self, job: Job) -> dict[str, Any]:
-        assert job.request.seed is not None
-        peaks = _highest(job)
-        return describe(
-            job.request,
-            checkpoint=job.checkpoint,
-            seed=job.request.seed,
-            seconds=job.seconds,
-            peak_vram_bytes=peaks.vram_bytes,
-            peak_rss_bytes=peaks.rss_bytes,
-            expanded_prompt=job.expanded_prompt,
-            early_step=job.early_step,
-            attention=job.attending.facts if isinstance(job, PaintingJob) else None,
-        )
-
-    def _result(
-        self, job: Job, painted: Painted, started: float, *, steps: int
-    ) -> GenerationResult:
-        assert job.request.seed is not None
-        job.seconds["total"] = time.monotonic() - started
-        peaks, in_loop = _highest(job), job.peaks.get("denoise", Peaks())
-        return GenerationResult(
-            output=str(job.out),
-            frames=painted.frames,
-            width=painted.width,
-            height=painted.height,
-            seed=job.request.seed,
-            steps_run=steps,
-            evaluations_run=job.evaluations,
-            evaluations_skipped=job.evaluations_skipped,
-            seconds={name: round(value, 3) for name, value in job.seconds.items()},
-            peak_vram_bytes=peaks.vram_bytes,
-            peak_rss_bytes=peaks.rss_bytes,
-            h2d_bytes=in_loop.h2d_bytes,
-            d2h_bytes=in_loop.d2h_bytes,
-            stage_peaks={name: vars(peak) for name, peak in job.peaks.items()},
-            notices=tuple(job.notices),
-            expanded_prompt=job.expanded_prompt,
-        )
-
 
 def caching_pipeline(*, models_dirs: Sequence[Path] = ()) -> Pipeline:
     """A pipeline that keeps what prompts came to in the user's cache folder."""
     return Pipeline(
         models_dirs=models_dirs, embeddings=EmbeddingCache(TensorStore(default_folder()))
     )
-
-
-def _highest(job: Job) -> Peaks:
-    highest = Peaks()
-    for peak in job.peaks.values():
-        highest = highest.joined(peak)
-    return highest
 
 
 def _given_noise(path: str, shape: tuple[int, ...]) -> torch.Tensor:
