@@ -1,25 +1,16 @@
-"""The int8 bench with one candidate more: a kernel that works as the community program's does.
+"""int8 as the community program computes it, as a baseline: ``k1.py bench int8`` runs it beside ours.
 
 Blocks of 128 columns, fractions cut off, scales of both operands applied after every block, float32
 written out and cast afterwards. Written for this comparison from a description of that way.
-
-    python benchmarks/int8_baseline.py [--tokens M] > benchmarks/results/int8-GPU-DATE.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
-
-from int8.bench import MIN_BASELINE_SQNR_DB, PRO_TOKENS, Candidate, Run, int8_bench
 
 BLOCK = 128
 
@@ -93,14 +84,7 @@ def blockwise(
     return out.bfloat16()
 
 
-def prepare(x: torch.Tensor, weight: torch.Tensor) -> Run:
+def prepare(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
     """For the bench: weights quantised beforehand, the input every time."""
     quantized = truncate(weight)
     return lambda: blockwise(truncate(x), quantized)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=PRO_TOKENS)
-    baseline = {"truncating_128": Candidate(prepare, MIN_BASELINE_SQNR_DB)}
-    print(json.dumps(int8_bench(tokens=parser.parse_args().tokens, more=baseline), indent=2))

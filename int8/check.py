@@ -10,6 +10,7 @@ import torch
 
 from int8 import reference
 from int8.backends import backends_for, distrust
+from int8.failures import pass_on_out_of_memory
 from int8.ops import GELU, NORM, matmul_rows, quantize_rows
 from int8.scheme import COMMUNITY, DEFAULT, Int8Scheme
 
@@ -74,14 +75,17 @@ def self_test(device: torch.device | str) -> str | None:
 
 
 def problem_of(backend: str, device: torch.device) -> str | None:
-    """What is wrong with one backend, in a line; None when it agrees with the reference."""
+    """What is wrong with one backend, in a line; None when it agrees with the reference.
+
+    Raises:
+        torch.OutOfMemoryError: no room to find out.
+    """
     for scheme in (DEFAULT, COMMUNITY):
         for shape in SHAPES:
             try:
                 problem = _compare(backend, device, shape, scheme)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # compilers and drivers fail in their own ways
+                pass_on_out_of_memory(error)
                 log.info("int8 self-test", exc_info=True)
                 problem = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if problem:

@@ -137,6 +137,9 @@ def quantize_kernel(
         integers = (y * inverse + ROUNDING).to(tl.int32, bitcast=True)
         tl.store(values + offsets + channels, integers.to(tl.int8), mask=row_ok & inside)
         out = tl.where(empty, 0.0, absmax * INVERSE_INT8_MAX)
+        # The card's max gives the operand that is a number: a NaN would be lost, the row come out finite.
+        broken = tl.max((y != y).to(tl.int32), axis=1, keep_dims=True)
+        out = tl.where(broken > 0, float("nan"), out)
         tl.store(scales + rows.to(tl.int64) * groups + group, out, mask=row_ok)
 
 

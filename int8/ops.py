@@ -21,6 +21,10 @@ NORM_EPS = 1e-5
 
 CHUNK_BYTES = 64 << 20
 """Float32 temporaries of the paths without a kernel stay near this size, whatever the shapes."""
+DEVICE_CHUNK_BYTES = 256 << 20
+"""The same of a matmul off the CPU: narrower pieces would leave most of a card idle."""
+COLUMNS_TOGETHER = 128
+"""Pieces of a matmul are multiples of this: whole tiles, which torch's int8 product takes without padding."""
 
 
 def before_quantising(
@@ -95,13 +99,20 @@ def _matmul(
     outs = []
     for i, (q, scales) in enumerate(zip(weights, weight_scales, strict=True)):
         out = torch.empty((xq.shape[0], q.shape[0]), dtype=out_dtype, device=xq.device)
-        step = max(1, CHUNK_BYTES // (4 * max(1, *xq.shape)))
+        step = _columns_at_once(xq)
         for start in range(0, q.shape[0], step):
             part = slice(start, start + step)
             total = reference.scaled_sum((xq, x_scales), (q[part], scales[part]), scheme, product)
             out[:, part] = total + biases[i][part].float() if biases else total
         outs.append(out)
     return outs
+
+
+def _columns_at_once(xq: torch.Tensor) -> int:
+    """How many output channels a piece of a matmul has."""
+    at_once = CHUNK_BYTES if xq.device.type == "cpu" else DEVICE_CHUNK_BYTES
+    columns = max(1, at_once // (4 * max(1, *xq.shape)))
+    return columns - columns % COLUMNS_TOGETHER or columns
 
 
 matmul_op = torch.library.custom_op("k1_int8::matmul", _matmul, mutates_args=())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from int8.configs import MatmulConfig, capability_of, configs_for, row_bucket
+from int8.failures import pass_on_out_of_memory
 from int8.timing import gpu_seconds
 
 KERNEL_VERSION = 1
@@ -114,15 +115,15 @@ def fastest(
 
     Raises:
         RuntimeError: the card refuses all.
+        torch.OutOfMemoryError: there is no room, which is nobody's fault.
     """
     times: dict[MatmulConfig, float] = {}
     refused: Exception | None = None
     for config in candidates:
         try:
             times[config] = seconds(lambda config=config: launch(config))  # type: ignore[misc]
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # noqa: BLE001  Triton, ptxas and the driver each have their own
+            pass_on_out_of_memory(error)
             log.info("int8 config %s was refused: %s", config, error)
             refused = error
     if not times:

@@ -91,6 +91,13 @@ REQUEST_OPTIONS = (
     Option("--crf", "crf", "N", "H.264 quality, 0 (lossless) to 51"),
     Option("--vae-tiling", "vae_tiling", _choices("vae_tiling"), "how the VAE decodes a video"),
     Option("--vae-tile", "vae_tile", "PX", "side of the VAE's tiles, in steps of 16 (by memory)"),
+    Option("--source", "source", _choices("source"), "where the blocks are while it denoises"),
+    Option(
+        "--resident-blocks", "resident_blocks", "N", "blocks that stay on the device (by memory)"
+    ),
+    Option("--slots", "slots", "N", "buffers on the device for the others (2)"),
+    Option("--chunk-tokens", "chunk_tokens", "N", "tokens of a block at once (by memory)"),
+    Option("--chunk-heads", "chunk_heads", "N", "heads of self-attention at once (by memory)"),
 )
 
 PLAN_FIELDS = (
@@ -101,6 +108,7 @@ PLAN_FIELDS = (
     "steps",
     "guidance",
     "dit",
+    "model_dir",
     "weights",
     "text_weights",
     "vram",
@@ -110,6 +118,11 @@ PLAN_FIELDS = (
     "dtype",
     "vae_tiling",
     "vae_tile",
+    "source",
+    "resident_blocks",
+    "slots",
+    "chunk_tokens",
+    "chunk_heads",
 )
 """Fields of a request on which its memory plan depends."""
 
@@ -220,8 +233,9 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     for option in REQUEST_OPTIONS:
         if option.field in PLAN_FIELDS:
             _request_option(parser, option)
+    _lora_option(parser)
     _no_expand_option(parser)
-    _folder_options(parser, "state_dir")
+    _folder_options(parser, "models_dir", "state_dir")
 
 
 def _generate_options(parser: argparse.ArgumentParser) -> None:
@@ -230,15 +244,7 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     )
     for option in REQUEST_OPTIONS:
         _request_option(parser, option)
-    parser.add_argument(
-        "--lora",
-        dest="loras",
-        metavar="F[:strength]",
-        type=_lora,
-        action="append",
-        default=argparse.SUPPRESS,
-        help="an adapter and how strongly it acts; may be given several times",
-    )
+    _lora_option(parser)
     _no_expand_option(parser)
     parser.add_argument(
         "--no-preview",
@@ -250,6 +256,18 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     saving_options(parser)
     _folder_options(parser, "outdir", "models_dir", "state_dir")
     _json_option(parser)
+
+
+def _lora_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lora",
+        dest="loras",
+        metavar="F[:strength]",
+        type=_lora,
+        action="append",
+        default=argparse.SUPPRESS,
+        help="an adapter and how strongly it acts; may be given several times",
+    )
 
 
 def _no_expand_option(parser: argparse.ArgumentParser) -> None:
@@ -269,6 +287,7 @@ def _studio_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--auth", metavar="USER:PASS", help="ask every visitor for these")
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     _folder_options(parser, "outdir", "models_dir", "state_dir")
+    parser.set_defaults(outdir=None)  # so that the settings can tell whether it was typed
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:

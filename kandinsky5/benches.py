@@ -229,9 +229,10 @@ BENCHES: dict[str, Bench] = {
             BenchOption("--weights", "bf16 or int8 (bf16)", str),
             BenchOption("--size", "HEIGHTxWIDTHxFRAMES, such as 1024x1024x241 (512x768x121)", str),
             BenchOption("--way", "resident, streamed or both (both)", str),
-            BenchOption("--branches", "2 for a guided step (1)"),
+            BenchOption("--branches", "2 for a guided step, of which B6 speaks (1)"),
             BenchOption("--steps", "timed (2)"),
             BenchOption("--tokens", "tokens per chunk (4096)"),
+            BenchOption("--heads", "heads per group of self-attention (all)"),
             BenchOption("--cap-gb", "most device memory allowed (all)", float),
         ),
     ),
@@ -257,7 +258,7 @@ BENCHES: dict[str, Bench] = {
     ),
     "int8-accuracy": Bench(
         "signal to noise of the int8 scheme, of the community's and of others",
-        "int8.accuracy:int8_accuracy",
+        "kandinsky5.bench.int8_layers:accuracy",
         (
             BenchOption("--tokens", "rows of the input (128)"),
             BenchOption("--features", "channels of the input (4096)"),
@@ -266,8 +267,8 @@ BENCHES: dict[str, Bench] = {
         ),
     ),
     "int8": Bench(
-        "int8 linear layers against bf16 in Pro's four shapes; needs a GPU",
-        "int8.bench:int8_bench",
+        "int8 linear layers against bf16 and another program's kernels, Pro's four shapes; needs a GPU",
+        "kandinsky5.bench.int8_layers:int8_layers",
         (
             BenchOption("--tokens", "rows of the input (47616)"),
             BenchOption("--repetitions", "timed runs of each, their median counts (20)"),

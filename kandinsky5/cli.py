@@ -78,10 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reply.exit_code:
         _tell(f"k1: {' '.join(reply.text.split())}")
     if "--json" in typed:
-        print(json.dumps(reply.document, indent=2))
+        _answer(json.dumps(reply.document, indent=2))
     elif not reply.exit_code and reply.text:
-        print(reply.text)
+        _answer(reply.text)
     return reply.exit_code
+
+
+def _answer(text: str) -> None:
+    """Print it; whoever reads may have heard enough, as ``head`` has."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nothing is left to fail at exit
 
 
 def _parsed(typed: Sequence[str]) -> argparse.Namespace:
@@ -96,6 +106,7 @@ def _carry_out(arguments: argparse.Namespace) -> Reply:
     state_dir = getattr(arguments, "state_dir", None) or default_state_dir()
     with _log_in(state_dir) as log_file, _stdout_kept_clean():
         try:
+            _add_models_dirs(arguments, state_dir)
             return COMMANDS[arguments.command](arguments)
         except KeyboardInterrupt:
             return _refusal(Stopped("stopped"))
@@ -106,6 +117,16 @@ def _carry_out(arguments: argparse.Namespace) -> Reply:
             log.exception("unexpected")
             where = f"the traceback is in {log_file}" if log_file else "no log could be written"
             return _refusal(K1Error(f"unexpected {type(error).__name__}: {error}; {where}"))
+
+
+def _add_models_dirs(arguments: argparse.Namespace, state_dir: Path) -> None:
+    """The folders for models in the studio's settings count for the commands too, after those typed."""
+    if arguments.command == "ui" or not hasattr(arguments, "models_dirs"):
+        return
+    from kandinsky5.ui.settings import read_settings
+
+    named = map(Path, read_settings(state_dir).models_dirs)
+    arguments.models_dirs = list(dict.fromkeys((*arguments.models_dirs, *named)))
 
 
 def _version(arguments: argparse.Namespace) -> Reply:
@@ -194,9 +215,11 @@ def _plan(arguments: argparse.Namespace) -> Reply:
     from kandinsky5.plan_command import plan_of
 
     typed = {
-        key: value for key, value in vars(arguments).items() if key in (*PLAN_FIELDS, "expand")
+        key: value
+        for key, value in vars(arguments).items()
+        if key in (*PLAN_FIELDS, "expand", "loras")
     }
-    return Reply(*plan_of(typed))
+    return Reply(*plan_of(typed, tuple(arguments.models_dirs)))
 
 
 def _download(arguments: argparse.Namespace) -> Reply:

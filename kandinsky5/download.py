@@ -65,7 +65,8 @@ def download(
         state = "here" if file.is_here else f"{file.to_fetch_bytes / 1e6:,.0f} MB"
         tell(f"{state:>12}  {file.repository}/{file.path}")
     if not dry_run:
-        _check_room(to_fetch)
+        if to_fetch:
+            _check_room(to_fetch)
         for file in missing:
             fetch(file)
     return {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+MAX_SHOWN_CHARACTERS = 240
+"""Of a path in a message."""
+
 
 class K1Error(Exception):
     """Base of the errors that are shown to the user as one line instead of a traceback."""
@@ -43,11 +46,18 @@ class CheckpointError(K1Error):
     exit_code = 3
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(f"{shown_path(path)}: {reason}")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str]]:
         return type(self), (self.path, self.reason)
+
+
+def shown_path(path: str | Path) -> str:
+    """A path fit for one line of a message: of a very long one its beginning and its end."""
+    text = str(path)
+    end = MAX_SHOWN_CHARACTERS // 2
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:end]}…{text[-end:]}"
 
 
 class OutOfMemory(K1Error):
@@ -71,17 +81,21 @@ class NotFinite(K1Error):
     Args:
         step: the step that did, counted from 1.
         total: steps of the schedule.
+        kept: the saved state of the step before, from which the run can go on in another way.
     """
 
-    def __init__(self, step: int, total: int) -> None:
-        super().__init__(
+    def __init__(self, step: int, total: int, kept: str | None = None) -> None:
+        said = (
             f"step {step} of {total} gave NaN or infinite numbers, most likely from a fast attention "
             'engine or from fp16 overflowing: choose attention "sdpa", then weights "bf16", then dtype "fp32"'
         )
-        self.step, self.total = step, total
+        if kept is not None:
+            said += f"; step {step - 1} is kept: resume {kept} --attention sdpa"
+        super().__init__(said)
+        self.step, self.total, self.kept = step, total, kept
 
-    def __reduce__(self) -> tuple[type[NotFinite], tuple[int, int]]:
-        return type(self), (self.step, self.total)
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[int, int, str | None]]:
+        return type(self), (self.step, self.total, self.kept)
 
 
 class Stopped(K1Error):

@@ -5,7 +5,7 @@ What judges is pure; torch and what stands on it are imported only while somethi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -77,13 +77,17 @@ def _weights(torch: ModuleType, device: torch.device) -> Iterable[Check]:
     from kandinsky5.model.fast_weights import weights_path
     from kandinsky5.model.text_nf4 import nf4_problem
 
-    for weights in ("int8", "fp8"):
+    looks: dict[str, Callable[[], Check]] = {
+        "int8": lambda: judge_weights("int8", device.type, weights_path("int8", device)),
+        "fp8": lambda: judge_weights("fp8", device.type, weights_path("fp8", device)),
+        "nf4": lambda: judge_nf4(installed_version("bitsandbytes"), nf4_problem(device)),
+    }
+    for weights, look in looks.items():
         try:
-            yield judge_weights(weights, device.type, weights_path(weights, device))
+            yield look()
         except torch.OutOfMemoryError:
             advice = "end what else uses the GPU, and look again"
             yield Check(f"weights {weights}", WARNING, "no memory free for the self-test", advice)
-    yield judge_nf4(installed_version("bitsandbytes"), nf4_problem(device))
 
 
 def judge_weights(weights: str, kind: str, path: WeightsPath) -> Check:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 RATIOS_FILE = Path(__file__).with_name("magcache_ratios.json")
@@ -30,7 +31,7 @@ class SkipRule:
 
     Attributes:
         threshold: skipped as long as the deviations |1 − product of ratios| add up to less.
-        retention: share of the schedule, from its beginning, in which everything is evaluated.
+        retention: share of the run's evaluations, from its beginning, of which none is skipped.
         max_skips: in a row.
     """
 
@@ -65,12 +66,13 @@ def skips_of(ratios: Sequence[float], branches: Sequence[int], rule: SkipRule) -
 
     A branch that was not evaluated in one step runs in the next.
     """
-    steps = len(branches)
-    first = max(1, int(steps * rule.retention + 1e-9))
+    steps, before = len(branches), [0, *accumulate(branches)]
+    kept = int(before[-1] * rule.retention + 1e-9)
     columns = []
     for branch in range(max(branches, default=0)):
         measured = [1.0, *ratios[branch::2]]
         evaluated = [count > branch for count in branches]
+        first = next((i for i in range(1, steps) if before[i] + branch >= kept), steps)
         columns.append(_skips(_resampled(measured, steps), evaluated, first, rule))
     return tuple(
         tuple(columns[branch][step] for branch in range(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 from kandinsky5.errors import UserError
 from kandinsky5.presets import MAX_SIDE_PX, PRESETS, Preset
@@ -31,6 +32,28 @@ def size_for_picture(width: int, height: int, request: GenerationRequest) -> tup
     return fitted_size(
         width, height, dataclasses.replace(preset, multiple_px=multiple, area_px=area)
     )
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How a picture comes to cover a size: scaled to ``scaled_px``, then cropped at its centre.
+
+    Attributes:
+        scaled_px: (width, height) of the whole picture, neither side shorter than the size.
+        offset_px: (left, top) of the crop in it.
+    """
+
+    scaled_px: tuple[int, int]
+    offset_px: tuple[int, int]
+
+    @classmethod
+    def of(cls, picture_px: tuple[int, int], size_px: tuple[int, int]) -> Cover:
+        """The least that covers a size, all sizes as (width, height)."""
+        scale = max(size / side for size, side in zip(size_px, picture_px, strict=True))
+        width, height = (
+            max(size, round(side * scale)) for size, side in zip(size_px, picture_px, strict=True)
+        )
+        return cls((width, height), ((width - size_px[0]) // 2, (height - size_px[1]) // 2))
 
 
 def nearest_size(width: int, height: int, preset: Preset) -> tuple[int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kandinsky5.errors import CheckpointError
@@ -15,37 +17,65 @@ from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
 
 if TYPE_CHECKING:
-    from kandinsky5.family import TransformerShape
+    from kandinsky5.family import TextEncoderShape, TransformerShape
 
 BAR_CELLS = 24
 _FILE_FORMATS = {"fp32": "fp32", "int8": "int8", "fp8": "fp8"}
 """Beginning of what a file says of its weights → format in a plan; all else is as large as bf16."""
 
 
-def plan_of(typed: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class OwnFiles:
+    """What a plan takes from files instead of the preset.
+
+    Attributes:
+        transformer, text_encoder: their dimensions; None for the preset's.
+        weights: format of the transformer's.
+        writes: whether the text encoder can expand a prompt.
+        lora_parameters: numbers in all LoRAs that act.
+        notices: what is unusual about them.
+    """
+
+    transformer: TransformerShape | None = None
+    text_encoder: TextEncoderShape | None = None
+    weights: str = "bf16"
+    writes: bool = True
+    lora_parameters: int = 0
+    notices: tuple[str, ...] = ()
+
+
+def plan_of(
+    typed: Mapping[str, Any], models_dirs: Sequence[Path] = ()
+) -> tuple[dict[str, Any], str]:
     """The plan for what was typed: the fields of a request, none of them necessary.
+
+    Args:
+        models_dirs: looked through for the parts of a model that are not named.
 
     Returns:
         A JSON-ready document, and the same for a person.
 
     Raises:
         UserError: a value out of its range, or a choice that cannot be met.
-        CheckpointError: the transformer's file is no transformer for this preset.
+        CheckpointError: a file is unusable, or not for this preset.
     """
     request, notices = settle(_with_placeholders(typed))
     budget, about = budget_for(request)
-    transformer, file_weights = None, "bf16"
-    if request.dit:
-        transformer, file_weights, warnings = _of_file(request)
-        notices = (*notices, *warnings)
+    files = OwnFiles()
+    if request.model_dir or request.loras:
+        files = _of_model(request, models_dirs)
+    elif request.dit:
+        files = _of_file(request)
     job = PlanRequest.of(
-        request,
-        transformer=transformer,
-        file_weights=file_weights,
+        dataclasses.replace(request, expand=request.expand and files.writes),
+        transformer=files.transformer,
+        text_encoder=files.text_encoder,
+        file_weights=files.weights,
         dtype="fp32" if request.dtype == "fp32" or budget.on_cpu else "bf16",
     )
-    plan = make_plan(dataclasses.replace(job, text_formats=text_formats()), budget)
-    plan = dataclasses.replace(plan, notices=(*notices, *about, *plan.notices))
+    left = budget.beside(files.lora_parameters * job.number_bytes)
+    plan = make_plan(dataclasses.replace(job, text_formats=text_formats()), left)
+    plan = dataclasses.replace(plan, notices=(*notices, *files.notices, *about, *plan.notices))
     return plan.to_dict(), as_text(plan)
 
 
@@ -138,8 +168,38 @@ def _with_placeholders(typed: Mapping[str, Any]) -> GenerationRequest:
     return GenerationRequest.from_dict(values)
 
 
-def _of_file(request: GenerationRequest) -> tuple[TransformerShape, str, tuple[str, ...]]:
-    """Dimensions and format of the file given, with warnings."""
+def _of_model(request: GenerationRequest, models_dirs: Sequence[Path]) -> OwnFiles:
+    """Of a whole model, every part of which has to be here, and of the LoRAs beside it."""
+    from kandinsky5.family import TextEncoderShape, TransformerShape
+    from kandinsky5.model.facts import text_encoder_facts, transformer_facts  # imports torch
+    from kandinsky5.model.loading import find_model_files
+    from kandinsky5.model.text_generation import can_write
+    from kandinsky5.pipeline.adapters import chosen_loras
+
+    files = find_model_files(request, models_dirs)
+    found = transformer_facts(files.transformer)
+    loras = chosen_loras(request, found.config, models_dirs)
+    encoder = None
+    if not PRESETS[request.preset].is_builtin and (told := text_encoder_facts(files.text_encoder)):
+        encoder = TextEncoderShape.of_dimensions(dataclasses.asdict(told))
+    return OwnFiles(
+        TransformerShape.of_config(dataclasses.asdict(found.config)),
+        encoder,
+        _format_of(found.stored_as),
+        encoder is None or can_write(files.text_encoder),
+        sum(lora.file.parameters for lora in loras if lora.strength),
+        (*files.notices, *(lora.notice for lora in loras)),
+    )
+
+
+def _format_of(stored_as: str) -> str:
+    return next(
+        (name for start, name in _FILE_FORMATS.items() if stored_as.startswith(start)), "bf16"
+    )
+
+
+def _of_file(request: GenerationRequest) -> OwnFiles:
+    """Of a transformer alone."""
     from kandinsky5.family import TransformerShape
     from kandinsky5.model.checkpoint import Checkpoint  # imports torch
     from kandinsky5.model.dit import DiTConfig
@@ -153,8 +213,8 @@ def _of_file(request: GenerationRequest) -> tuple[TransformerShape, str, tuple[s
         raise CheckpointError(path, reason)
     with Checkpoint(path) as checkpoint:
         warning = check_fits(checkpoint, DiTConfig(**report.config), PRESETS[request.preset])
-    stored = next(
-        (name for start, name in _FILE_FORMATS.items() if report.quantization.startswith(start)),
-        "bf16",
+    return OwnFiles(
+        TransformerShape.of_config(report.config),
+        weights=_format_of(report.quantization),
+        notices=(warning,) if warning else (),
     )
-    return TransformerShape.of_config(report.config), stored, (warning,) if warning else ()

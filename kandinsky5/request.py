@@ -96,6 +96,12 @@ class GenerationRequest:
         vae_tiling: how the VAE decodes a video, one of :data:`CHOICES`: frame by frame (``rolling``), all
             frames at once (``whole``: exact, much memory) or in the published tiles of 17 frames.
         vae_tile: side of its tiles in pixels, 64 … 2048 in steps of 16; sides no longer are not cut.
+        source: where the transformer's blocks are while it denoises, of :data:`CHOICES`: on the device, in
+            page-locked main memory, or in the file. As with the four below, ``auto`` or None is the plan's
+            business.
+        resident_blocks: how many of them stay on the device all the same, 0 … all.
+        slots: buffers on the device for the others, 2 or more.
+        chunk_tokens, chunk_heads: how many tokens and heads of a block are computed at once.
         preview: show the unfinished video while it is painted, where somebody looks.
 
     Raises:
@@ -141,6 +147,11 @@ class GenerationRequest:
     crf: int = 16
     vae_tiling: str = "auto"
     vae_tile: int | None = None
+    source: str = "auto"
+    resident_blocks: int | None = None
+    slots: int | None = None
+    chunk_tokens: int | None = None
+    chunk_heads: int | None = None
     preview: bool = True
 
     def __post_init__(self) -> None:

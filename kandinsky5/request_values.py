@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "cache": ("none", "magcache"),
     "dtype": ("auto", "bf16", "fp32"),
     "vae_tiling": ("auto", "rolling", "whole", "published"),
+    "source": ("auto", "resident", "pinned", "disk"),
 }
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
@@ -51,6 +52,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "ram": (0.5, 4096.0),
     "crf": (0, 51),
     "vae_tile": (64, MAX_SIDE_PX),
+    "resident_blocks": (0, 1000),
+    "slots": (2, 1000),
+    "chunk_tokens": (16, 10_000_000),
+    "chunk_heads": (1, 1000),
 }
 
 

@@ -21,15 +21,21 @@ from kandinsky5.output.autosave import DEFAULT_MINUTES, Autosave, StateKeeper
 from kandinsky5.request import GenerationRequest, GenerationResult
 
 Tell = Callable[[str], None]
+OTHERWISE = ("attention", "weights", "dtype")
+"""In what a run may go on otherwise than it was begun, as after numbers that are not finite."""
 RUN_PREFIX = "run-"
 """Of the folders in which runs without a page are saved."""
 
 
 def resume_options(parser: argparse.ArgumentParser) -> None:
-    """``FILE [--out F] [--save-latents F]`` and when to save; the folder options are the caller's."""
+    """``FILE [--out F] [--save-latents F]``, in what to compute, when to save; folders are the caller's."""
     parser.add_argument("file", metavar="FILE", help="a saved state of an unfinished run")
     parser.add_argument("--out", metavar="F", help="the result's file (default: a new name)")
     parser.add_argument("--save-latents", metavar="F", help="keep the final latents in this file")
+    for name in OTHERWISE:
+        parser.add_argument(
+            f"--{name}", metavar="STR", help=f"another {name} than the run was begun with"
+        )
     saving_options(parser)
 
 
@@ -68,7 +74,11 @@ def _steps(text: str) -> int:
 
 def decode_options(parser: argparse.ArgumentParser) -> None:
     """``LATENTS [--out F]``; the folder options are the caller's."""
-    parser.add_argument("file", metavar="LATENTS", help="latents that --save-latents wrote")
+    parser.add_argument(
+        "file",
+        metavar="LATENTS",
+        help="latents that --save-latents wrote, or a state behind its last step",
+    )
     parser.add_argument("--out", metavar="F", help="the result's file (default: a new name)")
 
 
@@ -99,6 +109,10 @@ def resume(
     latents = arguments.save_latents and Path(arguments.save_latents).expanduser()
     is_own = _is_own(path, arguments.state_dir)
     tell(f"resuming {summary.to_text()}")
+    otherwise = {name: given for name in OTHERWISE if (given := getattr(arguments, name))}
+    if otherwise:
+        shown = ", ".join(f"{name} {value}" for name, value in otherwise.items())
+        tell(f"note: it goes on with {shown}: not to the bit what it would have become")
     if latents is None and not is_own and summary.request.get("save_latents"):
         tell("note: its latents are not kept where the file says; --save-latents F keeps them")
     folder = path.resolve().parent
@@ -113,13 +127,14 @@ def resume(
             states=states,
             save_latents=latents,
             keep_paths=is_own,
+            otherwise=otherwise,
         )
 
 
 def decode(
     arguments: argparse.Namespace, *, emit: EventSink, should_stop: Callable[[], bool]
 ) -> GenerationResult:
-    """Turn saved latents into the result; only the VAE is needed.
+    """Turn saved latents, or a state behind its last step, into the result; only the VAE is needed.
 
     Args:
         arguments: ``file``, ``out``, ``outdir``, ``models_dirs``.
@@ -128,11 +143,11 @@ def decode(
     Raises:
         UserError, CheckpointError, OutOfMemory, Stopped: see :mod:`kandinsky5.errors`.
     """
-    from kandinsky5.output.state import load_latents
+    from kandinsky5.pipeline.decodable import read_decodable
     from kandinsky5.pipeline.pipeline import Pipeline
 
     path = Path(arguments.file).expanduser()
-    _, values = load_latents(path, field="file")
+    _, values = read_decodable(path)
     if not values:
         raise UserError(
             "file", str(path), "latents that --save-latents wrote; these do not say of what model"

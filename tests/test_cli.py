@@ -16,11 +16,10 @@ import pytest
 
 import kandinsky5
 from kandinsky5 import cli
-from kandinsky5.arguments import REQUEST_OPTIONS, build_parser, request_of
 from kandinsky5.errors import CheckpointError, OutOfMemory, Stopped, UserError
 from kandinsky5.events import Notice, StageStarted, StepDone
 from kandinsky5.presets import PRESETS
-from kandinsky5.request import GenerationRequest, GenerationResult, LoraChoice
+from kandinsky5.request import GenerationRequest, GenerationResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROMPT = "a red circle moves right"
@@ -82,99 +81,6 @@ def run(
         return code, out, err
 
     return run
-
-
-def typed(*argv: str) -> GenerationRequest:
-    return request_of(build_parser().parse_args(["generate", *argv]))
-
-
-def test_every_option_reaches_its_field() -> None:
-    given = {
-        "preset": "lite-i2v-5s",
-        "prompt": PROMPT,
-        "negative_prompt": "blur",
-        "clip_prompt": "circle",
-        "image": "a.png",
-        "seed": 7,
-        "width": 768,
-        "height": 512,
-        "seconds": 2.5,
-        "steps": 12,
-        "guidance": 3.5,
-        "shift": 4.0,
-        "expanded_prompt": "a red circle rolls",
-        "guidance_start": 0.1,
-        "guidance_end": 0.9,
-        "dit": "dit.safetensors",
-        "model_dir": "models",
-        "weights": "int8",
-        "text_weights": "nf4",
-        "vram": 12.0,
-        "ram": 32.0,
-        "attention": "sage",
-        "nabla_p": 0.8,
-        "nabla_wt": 5,
-        "nabla_wh": 3,
-        "nabla_ww": 7,
-        "cache": "magcache",
-        "cache_threshold": 0.2,
-        "cache_retention": 0.3,
-        "vae_tiling": "published",
-        "vae_tile": 256,
-        "init_latents": "noise.safetensors",
-        "save_latents": "end.safetensors",
-        "out": "o.mp4",
-        "device": "cuda:1",
-        "dtype": "fp32",
-        "crf": 20,
-    }
-    flags = [word for o in REQUEST_OPTIONS for word in (o.flag, str(given[o.field]))]
-    request = typed(
-        *flags, "--lora", "a.safetensors", "--lora", "b:1.safetensors:-0.5", "--no-expand"
-    )
-    loras = (LoraChoice("a.safetensors"), LoraChoice("b:1.safetensors", -0.5))
-    assert request == GenerationRequest(**given, loras=loras, expand=False)
-
-
-def test_every_field_of_the_request_has_an_option() -> None:
-    fields = set(GenerationRequest.__dataclass_fields__)
-    assert {option.field for option in REQUEST_OPTIONS} == fields - {"loras", "expand", "preview"}
-
-
-def test_nothing_typed_means_the_defaults() -> None:
-    assert typed("--prompt", PROMPT) == GenerationRequest(prompt=PROMPT)
-
-
-@pytest.mark.parametrize(
-    ("text", "lora"),
-    [
-        ("style.safetensors", LoraChoice("style.safetensors")),
-        ("style.safetensors:0.8", LoraChoice("style.safetensors", 0.8)),
-        ("a:b/style.safetensors", LoraChoice("a:b/style.safetensors")),
-    ],
-)
-def test_a_strength_follows_the_last_colon(text: str, lora: LoraChoice) -> None:
-    assert typed("--prompt", PROMPT, "--lora", text).loras == (lora,)
-
-
-@pytest.mark.parametrize("text", ["style.safetensors:much", "style.safetensors:nan", "s:99"])
-def test_a_strength_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="strength"):
-        typed("--prompt", PROMPT, "--lora", text)
-
-
-def test_a_job_file_is_taken_and_options_win(tmp_path: Path) -> None:
-    job = tmp_path / "job.json"
-    job.write_text(json.dumps({"prompt": PROMPT, "seed": 3, "steps": 9, "expand": False}))
-    expected = GenerationRequest(prompt=PROMPT, seed=4, steps=9, expand=False)
-    assert typed("--request", str(job), "--seed", "4") == expected
-
-
-def test_what_to_dict_wrote_is_a_job_file(tmp_path: Path) -> None:
-    request = GenerationRequest(prompt="🟥", loras=(LoraChoice("a", 0.5),), seed=1)
-    job = tmp_path / "job.json"
-    job.write_text(json.dumps(request.to_dict()))
-    assert typed("--request", str(job)) == request
 
 
 @pytest.mark.parametrize(
@@ -268,11 +174,27 @@ def test_the_studio_gets_its_options_and_says_its_address(
     code, out, err = run(
         "--port", "7999", "--outdir", "o", *("--models-dir a --models-dir b").split()
     )
-    (options,) = seen
+    options = seen[0]
     assert (code, out, err) == (0, "", "opening the studio at http://127.0.0.1:7999\n")
     assert (options.port, options.out_dir) == (7999, Path("o"))
     assert options.models_dirs == (Path("a"), Path("b"))
     assert options.state_dir == tmp_path / "state" / "k1"
+    run("--port", "7999")
+    assert seen[1].out_dir is None  # the settings decide
+
+
+def test_folders_for_models_in_the_settings_count_for_commands_too(
+    run: RunCli, generate: FakeGenerate, tmp_path: Path
+) -> None:
+    from kandinsky5.ui.settings import FILE_NAME
+
+    state = tmp_path / "k1"
+    state.mkdir()
+    settings = {"version": 1, "models_dirs": ["/set", "/typed"]}
+    (state / FILE_NAME).write_text(json.dumps(settings))
+    folders = ("--state-dir", str(state), "--models-dir", "/typed")
+    run("generate", "--prompt", PROMPT, *folders, "--out", str(tmp_path / "x.mp4"))
+    assert generate.options["models_dirs"] == (Path("/typed"), Path("/set"))
 
 
 @pytest.mark.parametrize(
@@ -449,6 +371,15 @@ def test_the_program_starts_from_any_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert "demo-t2v" in json.loads(done.stdout)
+
+
+def test_a_reader_that_has_heard_enough_is_no_fault() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(REPOSITORY / "k1.py"), "presets", "--json"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_notices_do_not_reach_stdout(run: RunCli, monkeypatch: pytest.MonkeyPatch) -> None:

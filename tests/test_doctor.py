@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from kandinsky5 import fast_paths
 from kandinsky5.doctor import (
     MISSING,
     OK,
@@ -21,6 +23,7 @@ from kandinsky5.doctor import (
 )
 from kandinsky5.fast_paths import judge_engine, judge_nf4, judge_weights
 from kandinsky5.machine import Card, GpuFacts, imported, memory_bytes, output_of
+from kandinsky5.model import fast_weights, text_nf4
 from kandinsky5.model.fast_weights import WeightsPath
 
 CARD = Card("NVIDIA H200", (9, 0), 140 * 10**9, 139 * 10**9)
@@ -160,6 +163,25 @@ def test_nf4_is_named_with_its_self_test() -> None:
     assert absent.status == MISSING and "not needed" in absent.advice
     wrong = judge_nf4("0.50.2", "bitsandbytes gives wrong numbers on cuda")
     assert wrong.status == WARNING and "0.50.2: bitsandbytes gives" in wrong.found
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8", "nf4"])
+def test_no_memory_for_a_self_test_is_a_warning_and_the_rest_is_told(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str) -> None:
+        if name == weights:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(
+        fast_weights, "weights_path", lambda name, device: told(name) or WeightsPath("torch")
+    )
+    monkeypatch.setattr(text_nf4, "nf4_problem", lambda device: told("nf4"))
+    found = {check.name: check for check in fast_paths._weights(torch, torch.device("cpu"))}
+    assert list(found) == ["weights int8", "weights fp8", "weights nf4"]
+    lacking = found.pop(f"weights {weights}")
+    assert (lacking.status, lacking.found) == (WARNING, "no memory free for the self-test")
+    assert {check.status for check in found.values()} == {OK}
 
 
 def test_a_command_that_fails_or_is_absent_gives_nothing() -> None:

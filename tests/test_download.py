@@ -383,3 +383,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     with pytest.raises(CheckpointError) as caught:
         download(PRESET.name, tell=lambda line: None)
     assert "\n" not in str(caught.value)
+
+
+def test_on_a_full_disk_nothing_missing_is_no_fault(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download(PRESET.name, tell=lambda line: None)
+    usage = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    assert download(PRESET.name, tell=lambda line: None)["fetched"] == 0

@@ -74,7 +74,7 @@ def test_models_without_guidance_skip_half(preset) -> None:
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-@pytest.mark.parametrize("steps", [30, 40, 50, 100])
+@pytest.mark.parametrize("steps", [13, 30, 33, 40, 49, 50, 100])
 @pytest.mark.parametrize("preset", presets_with_ratios())
 def test_steps_and_guidance_of_the_user_are_followed(preset, steps, branches) -> None:
     ratios = ratios_of(preset)

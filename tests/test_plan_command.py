@@ -13,6 +13,7 @@ from kandinsky5.memory import free
 from kandinsky5.memory.budget import GB
 from kandinsky5.plan_command import plan_of
 from kandinsky5.presets import DEMO_FOLDER
+from tests.support.loras import random_pairs, save_kohya
 
 RunPlan = Callable[..., tuple[int, str, str]]
 PRO = {"preset": "pro-t2v-5s-sd", "vram": 8.0, "ram": 32.0}
@@ -121,6 +122,24 @@ def test_a_files_own_dimensions_and_format_are_taken() -> None:
     document, _ = plan_of({**PRO, "dit": path})
     assert document["model"] == "demo"
     assert document["resident_blocks"] == 6
+
+
+def test_a_lora_is_counted_where_the_model_is_here(typed: RunPlan, tmp_path: Path) -> None:
+    sizes = {"visual_transformer_blocks.0.self_attention.to_query": (192, 192)}
+    path = save_kohya(tmp_path / "style.safetensors", random_pairs(sizes, 100), alpha=1.0)
+    line = ("--preset", "demo-t2v", "--ram", "8", "--json")
+    plain = json.loads(typed(*line)[1])
+    found = json.loads(typed(*line, "--lora", f"{path}:0.5")[1])
+    assert plain["ram_budget_bytes"] - found["ram_budget_bytes"] == 4 * 100 * 2 * 192
+    assert any("style.safetensors: 3 of 3 tensors match" in text for text in found["notices"])
+    code, _, err = typed("--preset", "demo-t2v", "--lora", str(tmp_path / "none.safetensors"))
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_folder_without_a_model_is_one_line(typed: RunPlan, tmp_path: Path) -> None:
+    code, _, err = typed("--preset", "lite-t2v-5s-sft", "--model-dir", str(tmp_path))
+    assert code in (2, 3)
+    assert err.count("\n") == 1
 
 
 def test_a_file_that_is_no_transformer_is_refused(typed: RunPlan, tmp_path: Path) -> None:

@@ -152,13 +152,26 @@ def test_latents_are_decoded_under_a_new_name(tmp_path, calls):
     assert calls[0].name == "decode" and calls[0].out.name.endswith("_demo-t2v_3.mp4")
 
 
+def test_a_state_behind_its_last_step_is_decoded_under_a_new_name(tmp_path, calls):
+    state = save_run_state(tmp_path / "run.safetensors", dataclasses.replace(a_state(), step=STEPS))
+    arguments = typed(tmp_path, str(state), command="decode")
+    assert resume_command.decode(arguments, emit=ignore, should_stop=lambda: False) == "the result"
+    assert calls[0].name == "decode" and calls[0].out.name.endswith("_demo-t2v_3.mp4")
+
+
 def test_latents_of_unknown_origin_and_unfinished_runs_are_not_decoded(tmp_path, calls):
     import safetensors.torch
 
     noise = tmp_path / "noise.safetensors"
     safetensors.torch.save_file({"latents": torch.ones(1, 2, 2, 16)}, noise)
     state = save_run_state(tmp_path / "run.safetensors", a_state())
-    for path, reason in ((noise, "do not say of what model"), (state, "not the one named")):
+    no_file = tmp_path / "video.mp4"
+    no_file.write_bytes(b"neither")
+    for path, reason in (
+        (noise, "do not say of what model"),
+        (state, "2 of 4 steps left: resume it"),
+        (no_file, "give a file that --save-latents wrote"),
+    ):
         with pytest.raises(UserError, match=reason):
             resume_command.decode(
                 typed(tmp_path, str(path), command="decode"),
@@ -166,3 +179,12 @@ def test_latents_of_unknown_origin_and_unfinished_runs_are_not_decoded(tmp_path,
                 should_stop=lambda: False,
             )
     assert calls == []
+
+
+def test_in_what_it_goes_on_can_be_said_and_is_told(tmp_path, calls) -> None:
+    told: list[str] = []
+    words = ["--attention", "sdpa", "--dtype", "fp32"]
+    path = save_run_state(tmp_path / "s.safetensors", a_state())
+    resumed(typed(tmp_path, str(path), *words), told)
+    assert calls[-1].otherwise == {"attention": "sdpa", "dtype": "fp32"}
+    assert any("attention sdpa, dtype fp32: not to the bit" in line for line in told)

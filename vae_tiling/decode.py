@@ -15,7 +15,7 @@ import torch
 
 from vae_tiling.published import published_decode
 from vae_tiling.published_tiles import PublishedTiles
-from vae_tiling.statistics import Samples, taken
+from vae_tiling.statistics import STAY, Places, Samples, taken
 from vae_tiling.tiles import Span, TilePlan, blend_ramp, published_plan
 
 TileFunction = Callable[[torch.Tensor], torch.Tensor]
@@ -36,27 +36,14 @@ class RollingDecoder(Protocol):
     def narrow(self, latents: torch.Tensor) -> torch.Tensor:
         """What needs all frames at once: [1, C, t, h, w] → features [1, D, t, h, w]."""
 
-    def calibrate(self, samples: Samples) -> None:
-        """Fix what depends on the whole video, from samples of its features."""
+    def calibrate(self, samples: Samples, places: Places) -> None:
+        """Fix what depends on the whole video, from samples of its features.
+
+        ``places`` says where they may wait, if they have a window.
+        """
 
     def start(self) -> TileDecoder:
         """A tile, before its first frame."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Who moves tensors, since this package does not.
-
-    Attributes:
-        park: takes a tensor off the device, where it may wait in main memory; the caller drops the original.
-        fetch: the way back.
-    """
-
-    park: Callable[[torch.Tensor], torch.Tensor]
-    fetch: Callable[[torch.Tensor], torch.Tensor]
-
-
-STAY = Places(park=lambda tensor: tensor, fetch=lambda tensor: tensor)
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
@@ -126,7 +113,7 @@ def tiled_decode(
         samples = taken(features, plan)
         parked = places.park(features)
         del features
-        decode_tile.calibrate(samples)
+        decode_tile.calibrate(samples, places)
         del samples
         pieces = _Pieces(plan, _rolling(decode_tile, parked, plan, places), plan.latent_shape[0])
     else:

@@ -10,12 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vae_tiling.samples import FRAMES_BEFORE, sample_sizes
+from vae_tiling.samples import FRAMES_BEFORE, FRAMES_KEPT, sample_sizes
 from vae_tiling.tiles import (
     OVERLAP_PX,
     VIDEO,
     Compression,
     TilePlan,
+    overlap_within,
     plan_tiles,
     spans_of,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "at_once_plan",
     "decode_peak_bytes",
     "encode_peak_bytes",
+    "parked_bytes",
     "plan_for_budget",
     "plan_tiles",
     "smaller_plan",
@@ -106,7 +108,7 @@ def smaller_plan(plan: TilePlan, *, overlap: int = OVERLAP_PX) -> TilePlan | Non
             plan.width_px,
             tile_height=height,
             tile_width=width,
-            overlap=min(overlap, min(height, width) // 2 // 8 * 8),
+            overlap=overlap_within(min(height, width), overlap),
             compression=plan.compression,
         )
     space = plan.compression.space
@@ -175,30 +177,111 @@ def _rolling_numbers(plan: TilePlan, dims: DecoderDims) -> int:
     return carried + working + _kernel_numbers(dims)
 
 
-def _calibrating_numbers(plan: TilePlan, dims: DecoderDims) -> int:
-    """Samples behind a layer, those before it that are still to go, and the work on one."""
+@dataclass(frozen=True)
+class _SampleCells:
+    """What is sampled of a video, in latent cells.
+
+    Attributes:
+        standing: of all that are looked at as stills.
+        moving: of one frame each of those that move.
+        frames: of a moving one, those before it included.
+        still, quarter: (height, width) of the largest still and of the largest that moves.
+    """
+
+    standing: int
+    moving: int
+    frames: int
+    still: tuple[int, int]
+    quarter: tuple[int, int]
+
+
+def _sample_cells(plan: TilePlan) -> _SampleCells:
     frames, height, width = plan.latent_shape
-    sizes, whole, levels = sample_sizes(plan), height * width, _levels(dims)
-    moving = whole if sizes.run else sizes.moving * whole
-    still = (sizes.stills + sizes.moving) * whole  # what moves is looked at as a still too
-    piece = max(piece.area for piece in sizes.pieces) if moving else 0
-    most, held = 0, 1 + (frames - 1 if sizes.run else min(FRAMES_BEFORE, frames - 1))
-    for level, (into, width) in enumerate(levels, start=1):
+    sizes = sample_sizes(plan)
+    if sizes.run:
+        return _SampleCells(0, height * width, frames, (0, 0), (height, width))
+    halves = [sum(piece.area for piece in half) for half in sizes.halves]
+    moving = sum(halves[index % len(halves)] for index in range(sizes.moving))
+    standing = sizes.stills * height * width + moving  # what moves is looked at as a still too
+    quarter = (-(-height // 2), -(-width // 2))
+    return _SampleCells(
+        standing, moving, 1 + min(FRAMES_BEFORE, frames - 1), (height, width), quarter
+    )
+
+
+def _held(cells: _SampleCells, levels: int, *, run: bool) -> list[tuple[int, int]]:
+    """(frames entering, frames behind) each level, of a moving sample."""
+    held, held_at = cells.frames, []
+    for level in range(1, levels + 1):
+        kept = held if run or level == 1 else max(FRAMES_KEPT, 1 + 2 ** (level - 2))
+        entering = min(held, kept)
+        held = 1 + (entering - 1) * (2 if level > 1 else 1)
+        held_at.append((entering, held))
+    return held_at
+
+
+def _calibrating_numbers(plan: TilePlan, dims: DecoderDims) -> int:
+    """Samples behind a layer, those before it that are still to go, and the work on one.
+
+    With several tiles they wait in main memory: beside what they are taken from, the work on a part is all.
+    """
+    sizes, cells, levels = sample_sizes(plan), _sample_cells(plan), _levels(dims)
+    if sizes.window is not None:
+        taken = cells.frames * cells.moving + (0 if sizes.run else cells.standing - cells.moving)
+        working = _part_numbers(cells, sizes.window, dims) + _kernel_numbers(dims)
+        return taken * dims.block_out_channels[-1] + working
+    whole, quarter = math.prod(cells.still), math.prod(cells.quarter) if cells.moving else 0
+    held_at = _held(cells, len(levels), run=sizes.run)
+    most = 0
+    for level, ((into, width), (entering, held)) in enumerate(
+        zip(levels, held_at, strict=True), start=1
+    ):
         growth = _growth(level)
-        if level == len(levels) and not sizes.run:
-            held = 1 + 2 ** max(0, level - 2)
-        held_before, held = held, 1 + (held - 1) * (2 if level > 1 else 1)
-        moved, stood = (growth * width * numbers for numbers in (held * moving, still))
-        moved_first = 2 * piece > whole
-        waiting = growth // 4 * into * (still if moved_first else held_before * moving)
-        for here, channels in ((waiting, into), (stood if moved_first else moved, width)):
-            worked = _resnet_numbers(growth * piece, channels, width)
-            carried = 2 * growth * piece * (channels + width)
-            of_moving = moved + carried + worked + (here if moved_first else stood)
-            of_still = stood + _resnet_numbers(growth * whole, channels, width)
-            of_still += moved if moved_first else here
-            most = max(most, of_moving if piece else 0, of_still if still else 0)
+        moved, stood = growth * width * held * cells.moving, growth * width * cells.standing
+        for here, channels in (
+            (growth // 4 * into * entering * cells.moving, into),
+            (moved, width),
+        ):
+            worked = _resnet_numbers(growth * quarter, channels, width)
+            worked += 2 * growth * quarter * (channels + width)  # carried from frame to frame
+            of_still = stood + _resnet_numbers(growth * whole, channels, width) + here
+            most = max(most, stood + moved + worked if quarter else 0, of_still if whole else 0)
     return most + _kernel_numbers(dims)
+
+
+def _part_numbers(cells: _SampleCells, window: tuple[int, int], dims: DecoderDims) -> int:
+    """The work on the largest part of a sample, with two pixels more on each side it is cut at."""
+    most = 0
+    for sample, looks_back in ((cells.still, 0), (cells.quarter if cells.moving else (0, 0), 2)):
+        counts = [-(-side // most_side) for side, most_side in zip(sample, window, strict=True)]
+        for level, (into, width) in enumerate(_levels(dims), start=1):
+            for channels, scale in ((into, 2 ** (level - 1)), (width, 2**level)):
+                area = math.prod(
+                    scale * -(-side // count) + 4 * min(2, count - 1) // 2 if count else 0
+                    for side, count in zip(sample, counts, strict=True)
+                )
+                grown = area * 4**level // scale**2
+                work = _resnet_numbers(grown, channels, width) + (
+                    area * into if grown > area else 0
+                )
+                most = max(most, work + looks_back * grown * (channels + width))
+    return most
+
+
+def parked_bytes(plan: TilePlan, dims: DecoderDims, dtype_bytes: int = 2) -> int:
+    """Most bytes of samples that wait in main memory while statistics for several tiles are taken.
+
+    One of them is there twice at a time, before and behind a layer.
+    """
+    sizes, cells, levels = sample_sizes(plan), _sample_cells(plan), _levels(dims)
+    if sizes.window is None or plan.at_once or plan.published is not None:
+        return 0
+    held_at = _held(cells, len(levels), run=sizes.run)
+    twice = max(math.prod(cells.still), held_at[-1][1] * math.prod(cells.quarter))
+    return dtype_bytes * max(
+        _growth(level) * width * (cells.standing + held * cells.moving + twice)
+        for level, ((_, width), (_, held)) in enumerate(zip(levels, held_at, strict=True), start=1)
+    )
 
 
 def _levels(dims: DecoderDims) -> list[tuple[int, int]]:

@@ -3,7 +3,8 @@
 Norms take mean and variance over all of time and space. A few latent frames tell them: *stills*, each as if
 it had always stood still, for what is to be seen, and *moving* ones, behind the frames before, for what
 change adds to that. Both are chosen by how unlike the frames are, so that a scene that is short, or a cut
-that is one frame, counts as much as there is of it and no more. A short video is looked at as a whole.
+that is one frame, counts as much as there is of it and no more; what lies between two of them (a fade) counts
+for both. A short video is looked at as a whole. How many tiles there are plays no part.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from vae_tiling.tiles import TilePlan
 
-MOST_STILLS, MOST_MOVING = 7, 3
+MOST_STILLS, MOST_MOVING = 7, 6
 FRAMES_BEFORE = 3
 """A moving frame is looked at behind so many: a cut is felt as long by the layers that see furthest."""
+FRAMES_KEPT = 3
+"""So many of them, itself included, at later levels, where they are larger and nearer in time."""
 LONGEST_RUN = 21
 """So many pixel frames are looked at as they are: exact."""
-FRAMES_OF_MOVING = 6
-"""Held at the widest layer: one frame from before, the frame itself (four), and it as a still."""
+SMOOTHNESS = 1.75
+"""What a layer makes of two frames differs by about this power of their distance (0 to 2): it sets how frames
+between those looked at are shared out. Measured: docs/decisions/0004-vae-tiling.md."""
+NUGGET = 1e-6
+"""Of the largest difference: frames that are as good as the same share what they stand for."""
+LEAST_WINDOW = 4
+"""Cells: windows are parts of at least half of it, which is what a layer sees beyond their edges."""
 
 Unlike = Sequence[Sequence[float]]
 """Mean square difference of any two latent frames, by their numbers."""
@@ -48,13 +55,16 @@ class SampleSizes:
     Attributes:
         run: all frames, one after another; there is nothing else then.
         stills, moving: so many frames each way.
-        pieces: into which moving frames are cut: they cover a frame once.
+        halves: pieces of a frame's one half and of its other; moving frames are looked at in one, by turns.
+        window: cells (height, width) that are worked on together, where the samples wait in main memory
+            between layers; None with one tile, where all of them stay on the device.
     """
 
     run: bool
     stills: int
     moving: int
-    pieces: tuple[Piece, ...]
+    halves: tuple[tuple[Piece, ...], ...]
+    window: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -64,118 +74,120 @@ class Counted:
     Attributes:
         frame: its number.
         stands_for: so many later latent frames; each grows to as many frames as a layer has for one.
-        first: whether it stands for the first too, which is one frame everywhere.
+        first: its share of the first, which is one frame everywhere.
     """
 
     frame: int
-    stands_for: int
-    first: bool = False
+    stands_for: float
+    first: float = 0.0
 
 
 def sample_sizes(plan: TilePlan) -> SampleSizes:
-    """What a plan leaves room for: samples are held together, and must not need more than the tiles."""
+    """How much of a plan's video is looked at, and in what windows."""
     frames, height, width = plan.latent_shape
-    share = math.prod(plan.largest_tile) / (height * width)
-    room = int(34 * share) - 3  # in frames of the video's size, beside what works on one
-    pieces = _pieces(plan)
-    if frames == 1:
-        return SampleSizes(False, 1, 0, pieces)
-    if plan.tiles == 1 and 4 * frames - 3 <= LONGEST_RUN:
-        return SampleSizes(True, 0, 0, pieces)
-    moving = max(1, min(MOST_MOVING, frames - 1, (room - MOST_STILLS // 2) // FRAMES_OF_MOVING))
-    stills = max(2, min(MOST_STILLS, frames, room - FRAMES_OF_MOVING * moving))
-    return SampleSizes(False, stills, moving, pieces)
+    tile_height, tile_width = plan.largest_tile
+    several = plan.tiles > 1
+    return SampleSizes(
+        run=frames > 1 and 4 * frames - 3 <= LONGEST_RUN,
+        stills=min(MOST_STILLS, frames),
+        moving=min(MOST_MOVING, frames - 1),
+        halves=_halves(height, width),
+        window=(max(LEAST_WINDOW, tile_height), max(LEAST_WINDOW, tile_width)) if several else None,
+    )
 
 
 def chosen_stills(count: int, unlike: Unlike) -> tuple[Counted, ...]:
-    """Frames that are typical of as many groups of frames, each frame being in the group it is most like.
-
-    k-medoids: begun with the frame most like all others, then always the one least like those chosen.
-    """
-    frames = range(len(unlike))
-    chosen = [_typical(frames, unlike)]
-    while len(chosen) < min(count, len(unlike)):
-        chosen.append(max(frames, key=lambda t: min(unlike[t][c] for c in chosen)))
-    for _ in frames:
-        groups = _grouped(chosen, unlike)
-        typical = [_typical(group, unlike) for group in groups]
-        if typical == chosen:
-            break
-        chosen = typical
-    return tuple(
-        Counted(frame, sum(t > 0 for t in group), first=0 in group)
-        for frame, group in sorted(zip(chosen, _grouped(chosen, unlike), strict=True))
-    )
-
-
-def _typical(group: Sequence[int], unlike: Unlike) -> int:
-    return min(group, key=lambda t: sum(unlike[t][other] for other in group))
-
-
-def _grouped(chosen: Sequence[int], unlike: Unlike) -> list[list[int]]:
-    """For each of those chosen the frames most like it; it itself always, if another is the same."""
-    groups: dict[int, list[int]] = {frame: [] for frame in chosen}
-    for t in range(len(unlike)):
-        groups[t if t in groups else min(chosen, key=lambda c: unlike[t][c])].append(t)
-    return list(groups.values())
+    """Frames that are typical of as many groups of frames; all others are shared out among them."""
+    chosen = _medoids(count, unlike)
+    later = _shares(chosen, range(1, len(unlike)), unlike)
+    first = _shares(chosen, range(1), unlike)
+    return tuple(map(Counted, chosen, later, first))
 
 
 def chosen_moving(count: int, unlike: Unlike) -> tuple[Counted, ...]:
-    """Frames that tell how much change there is: the later ones of a video by their change, in groups.
+    """The same for changes: later frames, told apart by themselves and by the frames before them.
 
-    Groups are those within which changes differ least (least squares). Of each the middle one is taken.
+    So going into white and coming out of it are two things, however large both are.
     """
-    changes = [math.sqrt(unlike[t][t - 1]) for t in range(1, len(unlike))]
-    order = sorted(range(len(changes)), key=lambda i: changes[i])
-    ends = _parted([changes[i] for i in order], min(count, len(changes)))
-    return tuple(
-        Counted(1 + order[(start + stop) // 2], stop - start)
-        for start, stop in pairwise((0, *ends))
-    )
+    later = range(1, len(unlike))
+    changes = [
+        [unlike[one][other] + unlike[one - 1][other - 1] for other in later] for one in later
+    ]
+    chosen = _medoids(count, changes)
+    counts = _shares(chosen, range(len(changes)), changes)
+    return tuple(Counted(1 + change, stands) for change, stands in zip(chosen, counts, strict=True))
 
 
-def _parted(values: Sequence[float], count: int) -> tuple[int, ...]:
-    """Where each of ``count`` runs of ascending values ends, their squared deviations being least."""
-    sums, squares = [0.0], [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-        squares.append(squares[-1] + value**2)
-
-    def spread(start: int, stop: int) -> float:
-        return squares[stop] - squares[start] - (sums[stop] - sums[start]) ** 2 / (stop - start)
-
-    best: list[tuple[float, tuple[int, ...]]] = [
-        (spread(0, stop), (stop,)) for stop in range(1, len(values) + 1)
-    ]  # by where the last run ends
-    for parts in range(2, count + 1):
-        best = [
-            min(
-                (cost + spread(ends[-1], stop), (*ends, stop))
-                for cost, ends in best
-                if ends[-1] < stop
-            )
-            for stop in range(parts, len(values) + 1)
-        ]
-    return best[-1][1]
-
-
-def _pieces(plan: TilePlan) -> tuple[Piece, ...]:
-    """One for one tile; else pieces of half a tile, since they are worked on beside whole frames."""
-    _, height, width = plan.latent_shape
-    if plan.tiles == 1:
-        return (Piece(0, 0, height, width),)
-    size = list(plan.largest_tile)
-    longer = size.index(max(size))
-    size[longer] = math.ceil(size[longer] / 2)
-    return tuple(
-        Piece(top, left, bottom - top, right - left)
-        for top, bottom in _parts(height, size[0])
-        for left, right in _parts(width, size[1])
-    )
+def _medoids(count: int, unlike: Unlike) -> list[int]:
+    """Those to which all are least unlike in sum: k-medoids, built up, then improved by swaps."""
+    every = range(len(unlike))
+    chosen: list[int] = []
+    nearest = [math.inf] * len(unlike)
+    while len(chosen) < min(count, len(unlike)):
+        _, best = min((_sum_of_least(nearest, unlike[c]), c) for c in every if c not in chosen)
+        chosen.append(best)
+        nearest = [min(pair) for pair in zip(nearest, unlike[best], strict=True)]
+    least = sum(nearest)
+    while True:
+        swaps = []
+        for place in range(len(chosen)):
+            others = [unlike[c] for i, c in enumerate(chosen) if i != place]
+            without = [min(row, default=math.inf) for row in zip(*others, strict=True)]
+            without = without or [math.inf] * len(unlike)
+            swaps += [
+                (_sum_of_least(without, unlike[c]), place, c) for c in every if c not in chosen
+            ]
+        total, place, better = min(swaps, default=(least, 0, chosen[0]))
+        if total >= least * (1 - 1e-9):
+            return sorted(chosen)
+        chosen[place], least = better, total
 
 
-def _parts(length: int, size: int) -> list[tuple[int, int]]:
-    """The fewest parts (start, stop), about equal and at most ``size``, that cover ``length`` once."""
-    count = math.ceil(length / size)
-    ends = [i * length // count for i in range(count + 1)]
-    return list(pairwise(ends))
+def _sum_of_least(nearest: Sequence[float], other: Sequence[float]) -> float:
+    return sum(map(min, nearest, other))
+
+
+def _shares(chosen: Sequence[int], frames: Sequence[int], unlike: Unlike) -> list[float]:
+    """How often each of those chosen counts, that they may stand for all of ``frames``.
+
+    Each frame is interpolated between those chosen (ordinary kriging with a power variogram; Cressie,
+    Statistics for Spatial Data, 3.2), and its weights are added up: one system of equations for all.
+    """
+    power = SMOOTHNESS / 2
+    rough = [[unlike[one][other] ** power for other in chosen] for one in chosen]
+    nugget = NUGGET * max(map(max, rough)) or 1.0
+    rows = [
+        [*(value - nugget * (i == j) for j, value in enumerate(row)), 1.0]
+        for i, row in enumerate(rough)
+    ]
+    wanted = [sum(unlike[one][frame] ** power for frame in frames) for one in chosen]
+    solved = _solved([*rows, [1.0] * len(chosen) + [0.0]], [*wanted, float(len(frames))])
+    kept = [max(0.0, weight) for weight in solved[:-1]]
+    return [weight * len(frames) / (sum(kept) or 1.0) for weight in kept]
+
+
+def _solved(rows: list[list[float]], wanted: list[float]) -> list[float]:
+    """x of rows · x = wanted: Gaussian elimination with the largest pivots."""
+    system = [[*row, value] for row, value in zip(rows, wanted, strict=True)]
+    for at in range(len(system)):
+        pivot = max(range(at, len(system)), key=lambda row: abs(system[row][at]))
+        system[at], system[pivot] = system[pivot], system[at]
+        system[at] = [value / system[at][at] for value in system[at]]
+        for row, values in enumerate(system):
+            if row != at:
+                factor = values[at]
+                system[row] = [a - factor * b for a, b in zip(values, system[at], strict=True)]
+    return [row[-1] for row in system]
+
+
+def _halves(height: int, width: int) -> tuple[tuple[Piece, ...], ...]:
+    """Two quarters each, across from each other, so that both see all rows and all columns."""
+    rows, columns = ((0, side // 2, side) for side in (height, width))
+    quarters = {
+        (y, x): Piece(rows[y], columns[x], rows[y + 1] - rows[y], columns[x + 1] - columns[x])
+        for y in range(2)
+        for x in range(2)
+    }
+    halves = [(quarters[0, 0], quarters[1, 1]), (quarters[0, 1], quarters[1, 0])]
+    filled = [tuple(piece for piece in half if piece.area) for half in halves]
+    return tuple(half for half in filled if half)

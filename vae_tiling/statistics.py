@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 
@@ -15,6 +16,22 @@ AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
+class Places:
+    """Who moves tensors, since this package does not.
+
+    Attributes:
+        park: takes a tensor off the device, where it may wait in main memory; the caller drops the original.
+        fetch: the way back.
+    """
+
+    park: Callable[[torch.Tensor], torch.Tensor]
+    fetch: Callable[[torch.Tensor], torch.Tensor]
+
+
+STAY = Places(park=lambda tensor: tensor, fetch=lambda tensor: tensor)
+
+
+@dataclass(frozen=True)
 class Sampled:
     """A sample and what it counts.
 
@@ -22,12 +39,12 @@ class Sampled:
         features: [D, n, h, w] of n consecutive frames.
         stands_for: the last of them stands for so many later latent frames of the video (a piece of a frame
             for its share of them).
-        first: it stands for the video's first frame too.
+        first: its share of the video's first frame.
     """
 
     features: torch.Tensor
     stands_for: float
-    first: bool = False
+    first: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,25 +54,27 @@ class Samples:
     Attributes:
         run: [D, t, h, w], all frames from the first on; None of a longer video.
         stills: whole single frames, n = 1.
-        moving: frames behind those before, n ≥ 2, or pieces of them.
+        moving: pieces of frames behind those before, n ≥ 2.
+        window: cells (height, width) that are worked on together, the rest waiting in main memory; None
+            where all stays on the device.
     """
 
     run: torch.Tensor | None = None
     stills: Sequence[Sampled] = ()
     moving: Sequence[Sampled] = ()
+    window: tuple[int, int] | None = None
 
 
 def taken(features: torch.Tensor, plan: TilePlan) -> Samples:
     """Copies of what a plan's statistics are taken on, from features [1, D, t, h, w]."""
     sizes, video = sample_sizes(plan), features[0]
     if sizes.run:
-        return Samples(run=video)
+        return Samples(run=video, window=sizes.window)
     unlike = unlikeness(video)
     stills = [
         Sampled(video[:, still.frame, None].clone(), still.stands_for, still.first)
         for still in chosen_stills(sizes.stills, unlike)
     ]
-    area = sum(piece.area for piece in sizes.pieces)
     moving = [
         Sampled(
             video[
@@ -64,12 +83,14 @@ def taken(features: torch.Tensor, plan: TilePlan) -> Samples:
                 piece.top : piece.top + piece.height,
                 piece.left : piece.left + piece.width,
             ].clone(),
-            sample.stands_for * piece.area / area,
+            sample.stands_for * piece.area / sum(piece.area for piece in half),
         )
-        for sample in (chosen_moving(sizes.moving, unlike) if sizes.moving else ())
-        for piece in sizes.pieces
+        for sample, half in zip(
+            chosen_moving(sizes.moving, unlike) if sizes.moving else (), cycle(sizes.halves)
+        )
+        for piece in half
     ]
-    return Samples(stills=stills, moving=moving)
+    return Samples(stills=stills, moving=moving, window=sizes.window)
 
 
 def unlikeness(video: torch.Tensor) -> list[list[float]]:

@@ -119,6 +119,11 @@ def plan_tiles(
     return TilePlan(frames, height, width, spans[0], spans[1], compression)
 
 
+def overlap_within(tile_px: int, wanted_px: int = OVERLAP_PX) -> int:
+    """What neighbouring tiles of a side share: what is wanted, or half of a small tile, in whole cells."""
+    return min(wanted_px, tile_px // 2 // VIDEO.space * VIDEO.space)
+
+
 def published_plan(frames: int, height: int, width: int, tiles: PublishedTiles) -> TilePlan:
     """The published tiling of a video.
 

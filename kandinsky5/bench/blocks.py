@@ -11,7 +11,8 @@ from int8 import Int8Linear
 from kandinsky5.errors import UserError
 from kandinsky5.family import TRANSFORMERS, TransformerShape
 from kandinsky5.model.attention import sdpa
-from kandinsky5.model.dit import DiTConfig, VisualBlock
+from kandinsky5.model.blocks import VisualBlock
+from kandinsky5.model.dit import DiTConfig
 
 MODULATION = "visual_modulation"
 """The part of a block that is used before the loop and not in it."""

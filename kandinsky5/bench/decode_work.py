@@ -189,8 +189,8 @@ class _Staged(RollingVAEDecoder):
         self._over("narrow")
         return features
 
-    def calibrate(self, samples: Any) -> None:
-        super().calibrate(samples)
+    def calibrate(self, samples: Any, places: Any) -> None:
+        super().calibrate(samples, places)
         self._over("statistics")
 
 

@@ -18,7 +18,7 @@ from kandinsky5.circumstances import circumstances
 from kandinsky5.demo.bench import demo_adherence
 from kandinsky5.family import TransformerShape
 from kandinsky5.model.attention import sdpa
-from kandinsky5.model.dit import VisualBlock
+from kandinsky5.model.blocks import VisualBlock
 from kandinsky5.model.rope import rope_angles_3d, rope_of
 from kandinsky5.output.state import load_latents
 from kandinsky5.pipeline.pipeline import Pipeline

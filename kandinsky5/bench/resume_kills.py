@@ -27,10 +27,11 @@ from kandinsky5.output.state import load_latents
 log = logging.getLogger(__name__)
 
 KILLS_OF_A_RUN = 2
-"""At most; then it may end, and the next one begins: with more, most kills would fall behind the last step."""
+"""At most; then it may end, and the next begins: with more, most kills would fall behind the last step."""
 START_SHARES, DECODE_SHARES = 2, 4
 """How much oftener a moment falls into starting and into decoding than into one of the steps."""
 POLL_S = 0.005
+OUT = "out.mp4"
 PATIENCE_S = 600.0
 
 
@@ -103,12 +104,17 @@ class Run:
         newest = self.newest()
         return 0 if newest is None else int(newest.stem.rpartition("-")[2])
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there and its states are gone, which go behind it."""
+        return (self.folder / OUT).exists() and self.newest() is None
+
     def begun(self) -> Command:
         """Its next process: it goes on from the newest state, or begins."""
         state = self.newest()
         words = self.generate
         if state is not None:
-            words = ("resume", str(state), "--out", "out.mp4")
+            words = ("resume", str(state), "--out", OUT)
         options = ("--save-every-steps", "1", "--state-dir", "state", "--json")
         return self.start((*words, *options), self.folder)
 
@@ -126,7 +132,10 @@ class Run:
         return document
 
     def survive(self, rng: random.Random, pace: Pace) -> bool:
-        """Start its next process and kill it at a random moment; False when it was done before that."""
+        """Start its next process and kill it at a random moment; False when it was done before that.
+
+        A process that is killed while it ends has done its run too: nothing is left to be gone on with.
+        """
         step, delay_s = moment(rng, pace, self.steps_saved())
         command = self.begun()
         deadline = time.monotonic() + PATIENCE_S
@@ -137,6 +146,8 @@ class Run:
             self.finish(command)
             return False
         command.kill()
+        if self.is_done:
+            return False
         self.kills.append({"saved": self.steps_saved(), "during": self._stage()})
         return True
 
@@ -150,7 +161,7 @@ class Run:
         """(latents, frames) as they lie on the disk."""
         return (
             load_latents(self.folder / "latents.safetensors")[0],
-            read_clip(self.folder / "out.mp4"),
+            read_clip(self.folder / OUT),
         )
 
 
@@ -221,7 +232,7 @@ def resume_kills(
             run = Run(_new(Path(scratch) / "killed"), words, start)
             while len(run.kills) < min(left, KILLS_OF_A_RUN) and run.survive(rng, pace):
                 log.info("killed: %s", run.kills[-1])
-            if not (run.folder / "out.mp4").exists():
+            if not run.is_done:
                 run.finish(run.begun())
             left -= len(run.kills)
             latents, frames = run.outcome()
@@ -247,7 +258,7 @@ def _words(
     (pair,) = planned_pairs(1, seed)
     request, _ = request_for(pair, {"preset": f"demo-{mode}", "cache": cache}, folder)
     words = ["generate", "--preset", request.preset, "--prompt", pair.prompt, "--cache", cache]
-    words += ["--seed", str(pair.seed), "--out", "out.mp4", "--save-latents", "latents.safetensors"]
+    words += ["--seed", str(pair.seed), "--out", OUT, "--save-latents", "latents.safetensors"]
     if steps is not None:
         words += ["--steps", str(steps)]
     if seconds is not None:

@@ -1,7 +1,7 @@
 """Device memory that the stages of a plan really allocate, counted without a device.
 
-The pipeline's own code runs, with its streamers and slots, on tensors of PyTorch's meta device: shapes and
-lifetimes are real, numbers are not computed. Attention counts by its output: fused kernels allocate no more.
+The pipeline's own code runs, with its streamers and slots, on tensors of PyTorch's meta device
+(:mod:`kandinsky5.bench.device_bytes`).
 """
 
 from __future__ import annotations
@@ -13,24 +13,19 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from int8 import Int8Linear
 from kandinsky5.bench.blocks import config_of
-from kandinsky5.memory.layout import BlockLayout
+from kandinsky5.bench.device_bytes import META, DeviceBytes, weights_bytes
+from kandinsky5.bench.text_counts import encode_text_bytes, expand_bytes
 from kandinsky5.memory.plan import MemoryPlan
-from kandinsky5.memory.source import DiskSource
-from kandinsky5.memory.streamer import Streamer
 from kandinsky5.model import nabla
 from kandinsky5.model.attention import NablaParams
-from kandinsky5.model.bench import LiveBytes
 from kandinsky5.model.dit import DiffusionTransformer3D, StepConditioning
 from kandinsky5.model.image_vae import ImageVAE, ImageVAEConfig
 from kandinsky5.model.reader import TransformerReader
 from kandinsky5.model.text import Conditioning
-from kandinsky5.model.text_shapes import clip_config, empty_clip, empty_qwen
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
 from kandinsky5.model.vae_loading import VAE
 from kandinsky5.pipeline.codec import decoded, encode_image
@@ -39,46 +34,11 @@ from kandinsky5.pipeline.planning import placement_of
 from kandinsky5.pipeline.transformer import TransformerTenant
 from kandinsky5.presets import PRESETS
 
-META = torch.device("meta")
 GUIDANCE, SHIFT = 5.0, 5.0
 BLOCKS_COMPUTED = 1
 """Of a transformer: slots and resident blocks are there from the beginning, so one shows the most."""
 FRAMES_RUN = 3
 """Latent frames that are decoded: all behind the second one take the same."""
-_QUESTIONS = frozenset(
-    (
-        torch.ops.aten._local_scalar_dense.default,
-        torch.ops.aten.item.default,
-        torch.ops.aten.is_nonzero.default,
-    )
-)
-"""How a program asks for a number, such as whether all of a tensor is finite."""
-_MOVES = (torch.ops.aten.to, torch.ops.aten._to_copy)
-
-
-def encode_text_bytes(plan: MemoryPlan) -> int:
-    """Most bytes alive while the longest prompt is encoded, weights included.
-
-    Raises:
-        ValueError: a plan with weights in NF4, or with a picture that the encoder sees.
-    """
-    job, use = plan.job, plan.text.encode
-    if use.weights == "nf4" or job.encoder_sees:
-        raise ValueError("only an encoder in its own format that reads text alone can be counted")
-    qwen, clip = empty_qwen(job.models.text_encoder), empty_clip(clip_config())
-    positions = job.template_tokens + job.text_tokens
-    weights_bytes = _weights_bytes(clip)
-    with torch.inference_mode(), DeviceBytes(qwen, clip) as live:
-        read = torch.empty(1, positions, qwen.config.hidden_size, dtype=torch.bfloat16, device=META)
-        if use.source == "resident":
-            weights_bytes += _weights_bytes(qwen)
-            qwen(inputs_embeds=read, use_cache=False)
-        else:
-            layouts = [BlockLayout.of(layer) for layer in qwen.layers]
-            source = DiskSource(layouts, lambda index, slab: None, ring=1)
-            with Streamer(qwen.layers, source, device=META, slots=use.slots):
-                qwen(inputs_embeds=read, use_cache=False)
-    return weights_bytes + live.peak_bytes
 
 
 def encode_image_bytes(plan: MemoryPlan) -> int:
@@ -90,7 +50,7 @@ def encode_image_bytes(plan: MemoryPlan) -> int:
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(), DeviceBytes(vae) as live:
         encode_image(vae, pixels, generator, META, tiles)
-    return _weights_bytes(vae) + live.peak_bytes
+    return weights_bytes(vae) + live.peak_bytes
 
 
 def prepare_bytes(plan: MemoryPlan) -> int:
@@ -138,10 +98,11 @@ def decode_bytes(plan: MemoryPlan) -> int:
                 pass
         except _Enough:
             pass
-    return _weights_bytes(vae) + live.peak_bytes
+    return weights_bytes(vae) + live.peak_bytes
 
 
 COUNTS: Mapping[str, Callable[[MemoryPlan], int]] = {
+    "expand": expand_bytes,
     "encode text": encode_text_bytes,
     "encode image": encode_image_bytes,
     "prepare": prepare_bytes,
@@ -149,48 +110,6 @@ COUNTS: Mapping[str, Callable[[MemoryPlan], int]] = {
     "decode": decode_bytes,
 }
 """Stage of a plan → what it allocates."""
-
-
-class DeviceBytes(LiveBytes):
-    """Counts what is on the meta device, apart from empty models; says yes to questions about numbers.
-
-    What goes to main memory is there as memory that is never touched.
-    """
-
-    def __init__(self, *apart_from: nn.Module) -> None:
-        super().__init__(nn.ModuleList(apart_from))
-        self._attention = _AttentionByItsOutput()
-
-    def __enter__(self) -> DeviceBytes:
-        super().__enter__()
-        self._attention.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._attention.__exit__(*exception)
-        super().__exit__(*exception)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _QUESTIONS and args[0].is_meta:
-            return True
-        if func.overloadpacket in _MOVES and args[0].is_meta:
-            given = (*args[1:], *(kwargs or {}).values())
-            if any(isinstance(value, torch.device) and value.type == "cpu" for value in given):
-                dtypes = [value for value in given if isinstance(value, torch.dtype)]
-                dtype = (dtypes or [args[0].dtype])[0]
-                return torch.empty(args[0].shape, dtype=dtype, device="cpu")
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage.device.type == META.type:
-            super()._add(storage)
-
-
-class _AttentionByItsOutput(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 class _MeasuredTenant:
@@ -261,7 +180,7 @@ def _compute_few(blocks: nn.ModuleList) -> None:
 
 @contextmanager
 def _chosen_blocks_by_their_output() -> Iterator[None]:
-    """NABLA's attention, as :class:`_AttentionByItsOutput` has the other."""
+    """NABLA's attention, as the other is."""
     before = nabla.plain_blocks
     nabla.plain_blocks = lambda query, *others: torch.empty_like(query)
     try:
@@ -295,7 +214,3 @@ def _empty_vae(plan: MemoryPlan) -> VAE:
 def _widths(plan: MemoryPlan) -> dict[str, Any]:
     vae = plan.job.models.vae
     return {"block_out_channels": vae.widths, "layers_per_block": vae.layers}
-
-
-def _weights_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in model.state_dict().values())

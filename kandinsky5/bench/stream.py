@@ -6,15 +6,14 @@ step. No time is told unless all ways give the same numbers to the bit.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from kandinsky5.bench.baselines import baseline
 from kandinsky5.bench.blocks import MODULATION, config_of, empty_blocks, shape_of
 from kandinsky5.circumstances import circumstances
 from kandinsky5.errors import UserError
@@ -27,7 +26,6 @@ from kandinsky5.memory.streamer import Streamer
 from kandinsky5.memory.transfer import CudaTransfer
 from kandinsky5.model.rope import rope_angles_3d, rope_of
 
-BASELINE = Path(__file__).resolve().parents[2] / "benchmarks" / "eviction_swap.py"
 TEXT_TOKENS = 256
 GRIDS = {"512x768x121": (31, 32, 48), "1024x1024x1": (1, 64, 64)}
 """Tokens along time, height and width."""
@@ -272,11 +270,9 @@ def _baseline(
     stack: nn.ModuleList, step: StackStep, steps: int, device: torch.device
 ) -> Measured | None:
     """Swapping by eviction, which moves whole blocks, modulation too; None without the baseline's file."""
-    spec = importlib.util.spec_from_file_location("eviction_swap", BASELINE)
-    if not BASELINE.is_file() or spec is None or spec.loader is None:
+    module = baseline("eviction_swap")
+    if module is None:
         return None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     fill_plainly(stack)
     swap = module.EvictionSwap(stack, device)
     return _measured(step, None, steps, device, swap.before)

@@ -52,6 +52,7 @@ def conversion(
         source, out = Path(name) / "source.safetensors", Path(name) / "int8.safetensors"
         write_checkpoint(source, _SMALL)
         convert(source, out, "int8")  # what is loaded and kept for the first time is not its own
+        out.unlink()
         config = dataclasses.replace(DiTConfig(), num_visual_blocks=blocks)
         write_checkpoint(source, config, _DTYPES[dtype], holes=holes)
         meter.start_measuring()

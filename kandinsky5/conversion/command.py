@@ -46,6 +46,9 @@ def run_conversion(
 
 
 def _summary(done: Conversion) -> str:
+    if done.already:
+        size = f"{done.size_bytes / _GB:.2f} GB"
+        return f"{done.output}: converted to {done.to} from this very source already, {size}: nothing to do"
     sizes = f"{done.source_bytes / _GB:.2f} → {done.size_bytes / _GB:.2f} GB"
     resumed = f", the first {done.resumed_at} of an earlier run" if done.resumed_at else ""
     changed = f"{done.converted} tensors to {done.to}"

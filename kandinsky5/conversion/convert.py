@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kandinsky5.conversion.origin import is_made_already
 from kandinsky5.conversion.part import PartFile, part_of, written_bytes
 from kandinsky5.conversion.plan import ConversionPlan, plan_conversion
 from kandinsky5.errors import K1Error, Stopped, UserError
@@ -33,6 +34,7 @@ class Conversion:
         tensors: in the new file.
         resumed_at: how many tensors of the source an earlier run had done.
         seconds: of this run.
+        already: whether the file was there, made of this very source: nothing was done.
     """
 
     output: Path
@@ -43,6 +45,7 @@ class Conversion:
     tensors: int
     resumed_at: int
     seconds: float
+    already: bool = False
 
 
 def convert(source: Path, out: Path, to: str, *, emit: EventSink = ignore) -> Conversion:
@@ -53,12 +56,12 @@ def convert(source: Path, out: Path, to: str, *, emit: EventSink = ignore) -> Co
 
     Args:
         source: a .safetensors file, an index of shards, or a folder with either.
-        out: the new file; one of that name is replaced when all is written.
+        out: the new file. Where it is there already and of this very source, it is left as it is.
         to: ``int8`` (this project's own) or ``bf16``.
         emit: listens to ``StepDone`` for every tensor.
 
     Raises:
-        UserError: ``to`` cannot be reached or ``out`` cannot be written.
+        UserError: ``to`` cannot be reached, ``out`` cannot be written or is another file already.
         CheckpointError: the source is unusable, or changed while or since it was read.
         DiskFull: too little room, before anything is written.
         K1Error: the disk became full or failed; what is done is kept.
@@ -68,14 +71,8 @@ def convert(source: Path, out: Path, to: str, *, emit: EventSink = ignore) -> Co
     with Checkpoint(source) as checkpoint:
         plan = plan_conversion(checkpoint, to)
         _refuse_own_source(checkpoint, out)
-        final = prepare_output(out)
-        require_space(final, plan.size_bytes - written_bytes(final))
-        with _errors_told(final, plan), PartFile(final, plan, checkpoint) as part:
-            resumed_at = part.done
-            emit(StageStarted(STAGE))
-            _write_tensors(checkpoint, plan, part, emit)
-            checkpoint.check_unchanged()
-            part.finish()
+        already = is_made_already(out, plan, checkpoint)
+        final, resumed_at = (out.absolute(), 0) if already else _made(checkpoint, plan, out, emit)
         return Conversion(
             output=final,
             to=to,
@@ -85,7 +82,23 @@ def convert(source: Path, out: Path, to: str, *, emit: EventSink = ignore) -> Co
             tensors=len(plan.places),
             resumed_at=resumed_at,
             seconds=round(time.monotonic() - started, 3),
+            already=already,
         )
+
+
+def _made(
+    checkpoint: Checkpoint, plan: ConversionPlan, out: Path, emit: EventSink
+) -> tuple[Path, int]:
+    """Write the file; gives its path, and how many tensors of the source an earlier run had done."""
+    final = prepare_output(out)
+    require_space(final, plan.size_bytes - written_bytes(final))
+    with _errors_told(final, plan), PartFile(final, plan, checkpoint) as part:
+        resumed_at = part.done
+        emit(StageStarted(STAGE))
+        _write_tensors(checkpoint, plan, part, emit)
+        checkpoint.check_unchanged()
+        part.finish()
+    return final, resumed_at
 
 
 def _write_tensors(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 
 from kandinsky5.conversion.plan import ConversionPlan
@@ -23,7 +24,8 @@ if sys.platform != "win32":
 
 SUFFIX = ".k1-part"
 SYNC_BYTES = 256 << 20
-"""So much is written between two records: what a kill at the worst moment costs."""
+RECORD_S = 1.0
+"""A record is kept after so many bytes and after so long, whichever is first: what a kill costs at worst."""
 
 _MAGIC = b"K1 part1"
 _RECORD = struct.Struct("<8s32s32sQ")
@@ -45,7 +47,7 @@ class PartFile:
 
     Raises:
         CheckpointError: it was begun from a source that has changed since.
-        UserError: field ``out``: another program is writing it.
+        UserError: field ``out``: another program is writing it, or has just finished it.
         OSError: it cannot be opened or written.
     """
 
@@ -53,12 +55,13 @@ class PartFile:
         self.path = part_of(final)
         self._final, self._plan = final, plan
         self._identity = (hashlib.sha256(plan.header).digest(), source_digest(source))
-        self._unsynced_bytes = 0
+        self._unsynced_bytes, self._recorded_at = 0, time.monotonic()
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(self.path, flags, 0o666)
         try:
             self._lock()
-            self.done = self._begun(source.path)
+            self._check_name()
+            self.done = self._begun(source)
         except BaseException:
             self.close()
             raise
@@ -70,7 +73,8 @@ class PartFile:
 
     def record(self, done: int) -> None:
         """So many recipes are done; every so often this is made sure of on the disk. Raises OSError."""
-        if self._unsynced_bytes >= SYNC_BYTES:
+        is_late = time.monotonic() - self._recorded_at >= RECORD_S
+        if self._unsynced_bytes >= SYNC_BYTES or is_late:
             self._keep_record(done)
 
     def finish(self) -> None:
@@ -105,20 +109,34 @@ class PartFile:
         except OSError:
             return  # some network file systems have no locks; then nobody else is told
 
-    def _begun(self, source_path: Path) -> int:
+    def _check_name(self) -> None:
+        """Make sure that the locked file still has the name: whoever had the lock may have finished it.
+
+        What is finished is nobody's to write: its first bytes would become a record again.
+        """
+        opened = os.fstat(self._descriptor)
+        try:
+            named = os.stat(self.path)
+        except FileNotFoundError:
+            named = None
+        if named is None or (named.st_dev, named.st_ino) != (opened.st_dev, opened.st_ino):
+            allowed = "another conversion has just finished this file; look at it, or start again"
+            raise UserError("out", str(self._final), allowed)
+
+    def _begun(self, source: Checkpoint) -> int:
         """How many recipes an earlier run has done; a file of anything else is begun anew."""
         count = len(self._plan.recipes)
         first = os.pread(self._descriptor, len(self._plan.header), 0)
-        if first == self._plan.header:  # it was whole, and only its name was missing
-            return count
+        if first == self._plan.header and self._is_younger_than(source):
+            return count  # it was whole, and only its name was missing
         found = _parsed(first[:RECORD_BYTES])
         if found is not None:
-            (plan, source), done = found
-            if (plan, source) == self._identity and done <= count:
+            (of_plan, of_source), done = found
+            if (of_plan, of_source) == self._identity and done <= count:
                 return done
-            if source != self._identity[1]:
+            if of_source != self._identity[1]:
                 raise CheckpointError(
-                    source_path,
+                    source.path,
                     f"is not, or no longer, the file that {self.path} was begun from:"
                     " delete that one to start again",
                 )
@@ -127,11 +145,16 @@ class PartFile:
         self._keep_record(0)
         return 0
 
+    def _is_younger_than(self, source: Checkpoint) -> bool:
+        """Whether no file of the source was written to since; a header tells of the ends of tensors only."""
+        written_ns = os.fstat(self._descriptor).st_mtime_ns
+        return all(file.modified_ns <= written_ns for file in source.files)
+
     def _keep_record(self, done: int) -> None:
         os.fsync(self._descriptor)  # what the record says is there must be there before it
         record = _RECORD.pack(_MAGIC, *self._identity, done)
         self._write_all(memoryview(record + hashlib.sha256(record).digest()[:_CHECK_BYTES]), 0)
-        self._unsynced_bytes = 0
+        self._unsynced_bytes, self._recorded_at = 0, time.monotonic()
 
     def _write_all(self, data: memoryview, place: int) -> None:
         done = 0

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 import torch
 
 from int8 import DEFAULT
+from kandinsky5.conversion.fingerprint import source_fingerprint
 from kandinsky5.errors import UserError
 from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.dit import DiTConfig
 from kandinsky5.model.reader import checked_model, keeps_float32
 from kandinsky5.model.recipes import Cast, Recipe, TensorSpec, ToInt8, recipe_for
-from kandinsky5.model.safetensors_file import TORCH_DTYPES
+from kandinsky5.model.torch_dtypes import TORCH_DTYPES
 from kandinsky5.model.weights import (
     FLOATS,
     FORMAT_KEY,
     SCHEME_KEY,
+    SOURCE_FINGERPRINT_KEY,
     SOURCE_KEY,
     VERSION_KEY,
     StoredTensor,
@@ -49,6 +51,7 @@ class ConversionPlan:
         header: the first bytes of the file: length and JSON, padded.
         places: name → first byte in the file.
         size_bytes: of the whole file.
+        source_fingerprint: of what is converted; stands in the header too.
     """
 
     to: str
@@ -56,6 +59,7 @@ class ConversionPlan:
     header: bytes
     places: dict[str, int]
     size_bytes: int
+    source_fingerprint: str
 
     @property
     def converted(self) -> int:
@@ -90,8 +94,10 @@ def plan_conversion(checkpoint: Checkpoint, to: str) -> ConversionPlan:
     entries = [entry for recipe in recipes for entry in recipe.outputs.items()]
     if not _are_aligned(entries):  # odd sizes: the widest first, so that no number lies askew
         entries.sort(key=lambda entry: -entry[1].dtype.itemsize)
-    header, places, size_bytes = laid_out(entries, _metadata(checkpoint, model.config, to))
-    return ConversionPlan(to, recipes, header, places, size_bytes)
+    metadata = _metadata(checkpoint, model.config, to)
+    header, places, size_bytes = laid_out(entries, metadata)
+    fingerprint = metadata[SOURCE_FINGERPRINT_KEY]
+    return ConversionPlan(to, recipes, header, places, size_bytes, fingerprint)
 
 
 def _refuse_what_is_done(checkpoint: Checkpoint, to: str) -> None:
@@ -122,6 +128,7 @@ def _metadata(checkpoint: Checkpoint, config: DiTConfig, to: str) -> dict[str, s
     kept = {key: text for key, text in checkpoint.metadata.items() if key not in own}
     kept["config"] = json.dumps(dataclasses.asdict(config), sort_keys=True)
     kept[SOURCE_KEY] = checkpoint.header_sha256
+    kept[SOURCE_FINGERPRINT_KEY] = source_fingerprint(checkpoint)
     return kept | own_metadata(DEFAULT) if to == "int8" else kept
 
 

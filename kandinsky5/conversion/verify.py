@@ -12,7 +12,8 @@ from kandinsky5.errors import CheckpointError
 from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.reader import checked_model
 from kandinsky5.model.recipes import float_rows
-from kandinsky5.model.safetensors_file import TORCH_DTYPES, shown
+from kandinsky5.model.safetensors_file import shown
+from kandinsky5.model.torch_dtypes import TORCH_DTYPES
 from kandinsky5.model.weights import StoredTensor, is_quantised_layer
 
 

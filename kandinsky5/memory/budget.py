@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -87,6 +88,17 @@ class Budget:
     @property
     def on_cpu(self) -> bool:
         return self.vram_bytes is None
+
+    def beside(self, held_bytes: int) -> Budget:
+        """What is left where the job computes beside so much that is held there all the time, as LoRAs are.
+
+        Never less than a budget may be: one that is filled altogether is found out while computing.
+        """
+        name = "ram" if self.vram_bytes is None else "vram"
+        left = getattr(self, f"{name}_bytes") - held_bytes
+        return dataclasses.replace(
+            self, **{f"{name}_bytes": max(round(RANGES[name][0] * GB), left)}
+        )
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kandinsky5.errors import UserError
-from kandinsky5.family import MODEL_SETS, WEIGHT_BYTES, ModelSet, TransformerShape
+from kandinsky5.family import (
+    MODEL_SETS,
+    WEIGHT_BYTES,
+    ModelSet,
+    TextEncoderShape,
+    TransformerShape,
+)
 from kandinsky5.memory.activations import EvaluationSize
 from kandinsky5.presets import PRESETS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from kandinsky5.request import CHOICES, GenerationRequest, latent_shape, nabla_of
@@ -122,6 +128,7 @@ class PlanRequest:
         request: GenerationRequest,
         *,
         transformer: TransformerShape | None = None,
+        text_encoder: TextEncoderShape | None = None,
         file_weights: str = "bf16",
         dtype: str = "bf16",
         choices: PlanChoices = PlanChoices(),
@@ -129,9 +136,9 @@ class PlanRequest:
         """From a settled request whose width and height are known.
 
         Args:
-            transformer: the file's own dimensions, where they are not the preset's.
-            file_weights: format of the file's weights.
-            choices: further ones; ``weights`` and ``text_weights`` come from the request.
+            transformer, text_encoder: the files' own dimensions, where they are not the preset's.
+            file_weights: format of the transformer's weights.
+            choices: they come before the request's own.
 
         Raises:
             UserError: a choice that cannot be.
@@ -139,18 +146,19 @@ class PlanRequest:
         preset = PRESETS[request.preset]
         assert request.width and request.height and request.steps and request.guidance
         models = MODEL_SETS["image-edit" if preset.mode == "i2i" else preset.model]
-        if transformer is not None:
-            models = dataclasses.replace(models, transformer=transformer)
+        models = dataclasses.replace(
+            models,
+            transformer=transformer or models.transformer,
+            text_encoder=text_encoder or models.text_encoder,
+        )
         latent_frames = latent_shape(request)[0]
         chosen = {
-            name: getattr(request, name)
-            for name in ("weights", "text_weights")
-            if getattr(request, name) != "auto" and getattr(choices, name) is None
+            name: value
+            for name, made in vars(choices).items()
+            if made is None and (value := getattr(request, name)) not in ("auto", None)
         }
-        if choices.vae_tile is None:
-            chosen["vae_tile"] = request.vae_tile
-        if choices.vae_tiling is None and request.vae_tiling != "auto" and preset.is_video:
-            chosen["vae_tiling"] = request.vae_tiling
+        if not preset.is_video:
+            chosen.pop("vae_tiling", None)
         return cls(
             preset=preset.name,
             models=models,

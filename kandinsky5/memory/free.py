@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from kandinsky5.machine import gpu_facts, memory_bytes
@@ -35,6 +36,10 @@ def budget_for(request: GenerationRequest) -> tuple[Budget, tuple[str, ...]]:
     total_vram = None
     if request.vram:
         vram_bytes = round(request.vram * GB)
+        # Whoever computes here has torch, and is to hear of a budget that the card has not; a plan for
+        # another card is not to wait for it.
+        if request.device != "cpu" and "torch" in sys.modules:
+            total_vram = _card(request.device)[1]
     else:
         vram_bytes, total_vram = (None, None) if request.device == "cpu" else _card(request.device)
         if vram_bytes is None:

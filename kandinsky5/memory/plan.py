@@ -37,6 +37,7 @@ from kandinsky5.memory.text_stages import (
 from kandinsky5.memory.vae_stages import (
     COMPRESSION,
     OWN_STATISTICS_OVERLAP_PX,
+    decode_bytes,
     decode_option,
     decode_options,
     decode_overlap_px,
@@ -44,6 +45,9 @@ from kandinsky5.memory.vae_stages import (
     encode_options,
 )
 from vae_tiling.plan import TilePlan, smaller_plan
+
+LET_GO = ("text encoders", "VAE", "transformer")
+"""In this order models no longer wait in main memory where a smaller plan takes more of it."""
 
 
 @dataclass(frozen=True)
@@ -157,21 +161,24 @@ def lowered(plan: MemoryPlan, stage: str = "denoise") -> MemoryPlan | None:
     """The next smaller plan, after the device's memory ran out in a stage; None where there is none.
 
     First nothing waits on the device any more. Then, in the loop: half of the resident blocks, none of
-    them, smaller chunks of tokens, smaller groups of heads. For the VAE: smaller tiles. Prediction and
-    budget play no part: memory did run out.
+    them, smaller chunks of tokens, smaller groups of heads. For the VAE: smaller tiles. Predictions for the
+    device play no part, memory did run out; main memory stays within its budget.
     """
+    smaller = _smaller(plan, stage)
+    if smaller is None or smaller.peak_ram_bytes > plan.budget.ram_bytes:
+        return None
+    return smaller
+
+
+def _smaller(plan: MemoryPlan, stage: str) -> MemoryPlan | None:
     if "device" in plan.homes.values():
         homes = {n: "ram" if home == "device" else home for n, home in plan.homes.items()}
-        smaller = _rebuilt(plan, homes=homes)
-        if smaller.peak_ram_bytes <= plan.budget.ram_bytes:
-            return smaller
-        homes = {n: "disk" if home == "device" else home for n, home in plan.homes.items()}
         return _rebuilt(plan, homes=homes)
     if stage == "denoise":
         denoise = _smaller_denoise(plan)
         return None if denoise is None else _rebuilt(plan, denoise=denoise)
     if stage == "decode":
-        tiles = smaller_plan(plan.decode_tiles, overlap=decode_overlap_px(plan.job))
+        tiles = _smaller_decode(plan)
         return None if tiles is None else _rebuilt(plan, decode_tiles=tiles)
     if stage == "encode image" and plan.encode_tiles is not None:
         tiles = smaller_plan(plan.encode_tiles, overlap=OWN_STATISTICS_OVERLAP_PX)
@@ -249,8 +256,26 @@ def _rebuilt(
     homes = {
         m.name: h if (h := homes[m.name]) in m.homes(budget.on_cpu) else "disk" for m in models
     }
-    stages = with_waiting(models, homes, bare.stages, budget)
-    return dataclasses.replace(bare, stages=stages, homes=homes, notices=plan.notices)
+    for leaves in (None, *LET_GO):  # as few as the budget of main memory wants
+        if leaves is not None and homes[leaves] == "ram":
+            homes[leaves] = "disk"
+        stages = with_waiting(models, homes, bare.stages, budget)
+        made = dataclasses.replace(bare, stages=stages, homes=homes, notices=plan.notices)
+        if made.peak_ram_bytes <= budget.ram_bytes:
+            return made
+    if made.denoise.source == "pinned":
+        from_disk = dataclasses.replace(made.denoise, source="disk", ring=RING)
+        return _rebuilt(made, denoise=from_disk)
+    return made
+
+
+def _smaller_decode(plan: MemoryPlan) -> TilePlan | None:
+    """The next way to decode that takes less: where what has no tiles decides, more of them do not help."""
+    now_bytes = decode_bytes(plan.job, plan.decode_tiles)
+    tiles: TilePlan | None = plan.decode_tiles
+    while tiles is not None and decode_bytes(plan.job, tiles) >= now_bytes:
+        tiles = smaller_plan(tiles, overlap=decode_overlap_px(plan.job))
+    return tiles
 
 
 def _smaller_denoise(plan: MemoryPlan) -> DenoisePlan | None:
@@ -270,17 +295,15 @@ def _smaller_denoise(plan: MemoryPlan) -> DenoisePlan | None:
 def _with_resident(plan: MemoryPlan, count: int) -> DenoisePlan:
     """So many blocks stay, the others are streamed from RAM if there is room for them, else from disk."""
     now, blocks = plan.denoise, plan.job.models.transformer.visual_blocks
-    changed = dataclasses.replace(
+    from_disk = now.source == "disk" or plan.budget.on_cpu
+    return dataclasses.replace(
         now,
         resident_blocks=count,
         streamed_blocks=blocks - count,
         slots=now.slots or MIN_SLOTS,
-        source="disk" if now.source == "disk" or plan.budget.on_cpu else "pinned",
+        source="disk" if from_disk else "pinned",
+        ring=RING if from_disk else 0,
     )
-    pinned = denoise_option(plan.job, plan.budget, changed)
-    if changed.source == "pinned" and pinned.peak_ram_bytes > plan.budget.ram_bytes:
-        changed = dataclasses.replace(changed, source="disk")
-    return dataclasses.replace(changed, ring=RING if changed.source == "disk" else 0)
 
 
 def _streaming_text(plan: MemoryPlan) -> MemoryPlan | None:
@@ -317,9 +340,9 @@ def _notices(plan: MemoryPlan) -> tuple[str, ...]:
     lines = [*plan.budget.notices]
     denoise, job = plan.denoise, plan.job
     if denoise.source == "disk" and not plan.budget.on_cpu:
+        why = "as asked" if job.choices.source == "disk" else "RAM is too small for them"
         lines.append(
-            "RAM is too small for the blocks: they are read from disk in every step, which takes as long as "
-            "the disk does"
+            f"the blocks are read from disk in every step ({why}), which takes as long as the disk does"
         )
         if job.file_weights in PLAIN_FORMATS:
             again = " and nothing quantised again" if denoise.weights == "int8" else ""

@@ -165,12 +165,14 @@ MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 """What torch raises when memory runs out; ask :func:`is_out_of_memory` before believing it."""
 
 
-_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""In a RuntimeError by torch's CPU allocator, by the CUDA runtime, and by cuBLAS and cuDNN."""
+_SAID = ("defaultcpuallocator", "out of memory", "_status_alloc_failed")
+"""In a RuntimeError by torch's CPU allocator; by CUDA's runtime and driver, Triton and bitsandbytes; by
+cuBLAS and cuDNN. In small letters."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that device or main memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _SAID)

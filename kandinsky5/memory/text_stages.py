@@ -17,8 +17,15 @@ from kandinsky5.memory.stage import Option, StagePlan, best_of, stage
 
 EXPANSION_TOKENS = 256
 """Most tokens that are generated."""
-PICTURE_TOKENS = 2048
-"""Positions that an input picture takes in the encoder, at most."""
+CELL_PX = 56
+"""A position of the encoder for so many pixels a side of the input picture: it sees half of them, and 28
+pixels each (``kandinsky5.pipeline.image.as_seen``)."""
+MIN_CELLS = 2
+"""Of a side; smaller pictures are scaled."""
+PICTURE_MARKS = 3
+"""Positions around a picture."""
+CELL_PATCHES, PATCH_VALUES, TOWER_DIM = 4, 1176, 1280
+"""Patches of a position, pixel values of a patch, which stay in float32, and what the tower makes of it."""
 SLOTS = 2
 RING = 3
 """Layers held in main memory when they are streamed from the file."""
@@ -140,9 +147,9 @@ def _has_layers_to_stream(job: PlanRequest) -> bool:
 
 def _expand(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
     encoder, speeds = job.models.text_encoder, budget.speeds
-    positions = job.template_tokens + job.text_tokens + EXPANSION_TOKENS
-    positions += PICTURE_TOKENS if job.picture else 0
-    cache = 2 * encoder.layers * encoder.key_value_dim * positions * job.number_bytes
+    positions = _positions(job, sees=job.picture)
+    written = positions + EXPANSION_TOKENS
+    cache = 2 * encoder.layers * encoder.key_value_dim * written * job.number_bytes
     # On a GPU unpacking NF4 takes what its smaller weights save: a token costs as much as in bf16.
     read = encoder.total_bytes(job.plain("bf16"), generating=True, pictures=False)
     per_token = max(
@@ -155,7 +162,6 @@ def _expand(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
         budget,
         use,
         name="expand",
-        positions=positions,
         cache=cache,
         seconds=EXPANSION_TOKENS * per_token,
     )
@@ -163,8 +169,7 @@ def _expand(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
 
 def _encode(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
     encoder = job.models.text_encoder
-    positions = job.template_tokens + job.text_tokens
-    positions += PICTURE_TOKENS if job.encoder_sees else 0
+    positions = _positions(job, sees=job.encoder_sees)
     flops = 2.0 * encoder.layers * encoder.layer_parameters * positions
     computing = flops / budget.speeds.flops_per_s + _unpacking_seconds(job, use, budget)
     return _text_stage(
@@ -172,7 +177,6 @@ def _encode(job: PlanRequest, budget: Budget, use: EncoderUse) -> StagePlan:
         budget,
         use,
         name="encode text",
-        positions=positions,
         cache=0,
         seconds=job.branches * max(computing, _pass_seconds(job, use, budget)),
     )
@@ -184,7 +188,6 @@ def _text_stage(
     use: EncoderUse,
     *,
     name: str,
-    positions: int,
     cache: int,
     seconds: float,
 ) -> StagePlan:
@@ -202,8 +205,9 @@ def _text_stage(
     else:
         device["slots"] = use.slots * layer
         tower = encoder.vision_bytes(use.weights, job.number_bytes) if pictures else 0
-        # The tower has read the picture and is gone before the output layer gives the first token.
-        device["vision tower, output layer"] = max(tower, table if generating else 0)
+        # A tied output layer is the token table, and computes where that is.
+        output = table if generating and not encoder.tied else 0
+        device["vision tower, output layer"] = tower + output
         held = encoder.layers if use.source == "pinned" else use.ring
         host["layers, pinned"] = held * layer
     if use.weights == "nf4":
@@ -211,16 +215,42 @@ def _text_stage(
         device["unpacked matrix"] = encoder.largest_linear * job.number_bytes
     device["key-value cache"] = cache
     device["CLIP"] = clip.total_bytes  # is loaded with the encoder, for expanding too
-    numbers = positions * (3 * encoder.intermediate + 8 * encoder.hidden)
     return stage(
         name,
         device=device,
-        activations=numbers * job.number_bytes,
+        activations=_reading_bytes(job, sees=pictures),
         host=host,
         seconds=seconds,
         does=_in_words(use, layer),
         on_cpu=budget.on_cpu,
     )
+
+
+def _positions(job: PlanRequest, *, sees: bool) -> int:
+    """What the encoder reads at once: template, prompt and picture."""
+    return job.template_tokens + job.text_tokens + (_cells(job) + PICTURE_MARKS if sees else 0)
+
+
+def _cells(job: PlanRequest) -> int:
+    """Positions of the input picture itself."""
+    rows, columns = (
+        max(MIN_CELLS, round(side_px / CELL_PX)) for side_px in (job.height_px, job.width_px)
+    )
+    return rows * columns
+
+
+def _reading_bytes(job: PlanRequest, *, sees: bool) -> int:
+    """Alive in a layer while it reads: of feed-forward gate, other half and product; of the stream what
+    went into the model, into the layer and into feed-forward, and what comes out. With a picture its
+    pixels, and what the tower has made of it, before and after it joins the text. One token that is written
+    takes nothing beside this, and the tower less for a picture than the layers.
+    """
+    encoder = job.models.text_encoder
+    numbers = _positions(job, sees=sees) * (3 * encoder.intermediate + 4 * encoder.hidden)
+    if not sees:
+        return numbers * job.number_bytes
+    numbers += _cells(job) * (CELL_PATCHES * TOWER_DIM + 2 * encoder.hidden)
+    return numbers * job.number_bytes + _cells(job) * CELL_PATCHES * PATCH_VALUES * 4
 
 
 def _loaded(

@@ -18,11 +18,12 @@ from vae_tiling.plan import (
     at_once_plan,
     decode_peak_bytes,
     encode_peak_bytes,
+    parked_bytes,
     plan_tiles,
     smaller_plan,
 )
 from vae_tiling.published_tiles import PublishedTiles, published_tiles
-from vae_tiling.tiles import OVERLAP_PX, published_plan
+from vae_tiling.tiles import OVERLAP_PX, overlap_within, published_plan
 
 SECONDS_PER_MEGAPIXEL = 0.1
 """Decoding a million pixels of one frame: an assumption, to tell fewer tiles from more."""
@@ -43,7 +44,10 @@ def decode_options(job: PlanRequest, budget: Budget) -> Iterator[Option[TilePlan
 
 def decode_option(job: PlanRequest, budget: Budget, tiles: TilePlan) -> Option[TilePlan]:
     """Decoding in these tiles."""
-    stages = (_stage(job, budget, tiles, "decode", _decode_bytes),)
+    vae, samples_bytes = job.models.vae, 0
+    if vae.is_video:
+        samples_bytes = parked_bytes(tiles, dims_of(job), job.number_bytes)
+    stages = (_stage(job, budget, tiles, "decode", decode_bytes, samples_bytes=samples_bytes),)
     return Option(tiles, stages, rank=0 if tiles.at_once else 1)
 
 
@@ -94,7 +98,7 @@ def _ladder(job: PlanRequest, frames: int, overlap_px: int) -> Iterator[TilePlan
         **sides,
         tile_height=_tile_px(job.height_px, largest),
         tile_width=_tile_px(job.width_px, largest),
-        overlap=overlap_px if largest is None else min(overlap_px, largest // 32 * 8),
+        overlap=overlap_px if largest is None else overlap_within(largest, overlap_px),
         compression=COMPRESSION,
     )
     whole_px = math.inf if job.models.vae.is_video or largest is not None else MAX_IMAGE_TILE_PX
@@ -116,6 +120,8 @@ def _stage(
     tiles: TilePlan,
     name: str,
     peak_bytes: Callable[[PlanRequest, TilePlan], int],
+    *,
+    samples_bytes: int = 0,
 ) -> StagePlan:
     vae = job.models.vae
     weights = vae.total_bytes(job.number_bytes)
@@ -131,6 +137,7 @@ def _stage(
             "staging": weights,
             "frames": FRAME_BYTES_PER_PIXEL * pixels,
             "narrow features": math.prod(tiles.latent_shape) * vae.widths[-1] * job.number_bytes,
+            "samples": samples_bytes,
         },
         seconds=loading + computed / 1e6 * SECONDS_PER_MEGAPIXEL,
         does=_in_words(tiles),
@@ -144,7 +151,7 @@ def _latent_bytes(job: PlanRequest, tiles: TilePlan) -> int:
     return cells * (4 + job.number_bytes)
 
 
-def _decode_bytes(job: PlanRequest, tiles: TilePlan) -> int:
+def decode_bytes(job: PlanRequest, tiles: TilePlan) -> int:
     """Most bytes of activations alive while a tile is decoded."""
     vae = job.models.vae
     if vae.is_video:

@@ -15,6 +15,7 @@ from torch import nn
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.attention import AttentionEngine, sdpa
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.lora_names import is_adapter
 from kandinsky5.model.safetensors_file import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -204,7 +205,7 @@ def check_tensors(path: Path, shapes: Shapes, model: nn.Module, title: str) -> N
 
 def _not_kandinsky(path: Path, missing: str, shapes: Shapes) -> CheckpointError:
     unexpected = next((name for name in shapes if not _OWN_NAME.match(name)), None)
-    is_lora = any(".lora_" in name for name in shapes)
+    is_lora = is_adapter(shapes)
     family = "a LoRA, which goes beside a model" if is_lora else foreign_family(shapes)
     looks = f" (looks like {family})" if family else ""
     also = f", first unexpected {shown(unexpected)}" if unexpected else ""

@@ -133,7 +133,8 @@ def peak_of_evaluation(shape: TransformerShape, case: Case) -> tuple[int, int]:
             x = torch.empty(*case.latent, config.input_channels)
             branches = [_conditioning(shape) for _ in range(case.branches)]
             inputs_bytes = live.now_bytes
-            model.evaluate(x, branches)
+            positions = model.positions(x)
+            model.evaluate(positions.order.arranged(x), branches, positions)
     return inputs_bytes, live.peak_bytes
 
 

@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.safetensors_file import SafetensorsFile, TensorInfo, shown
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.json"
@@ -23,6 +24,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 MARKERS = frozenset({"scaled_fp8"})
 """Tensors without content that some programs add, outside the prefix."""
 MAX_JSON_BYTES = 100_000_000
+MAX_NAME_BYTES = 255
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 
@@ -160,10 +162,13 @@ def weights_of(path: Path) -> Path:
     Raises:
         CheckpointError: no such path, a folder without a model, or one with several to choose from.
     """
-    if path.is_dir():
-        return _weights_in(path)
-    if not path.exists():
-        raise CheckpointError(path, "no such file or folder")
+    try:
+        if path.is_dir():
+            return _weights_in(path)
+        if not path.exists():
+            raise CheckpointError(path, "no such file or folder")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(path, f"cannot be looked at ({error.strerror})") from error
     if index := _index_of(path):
         if not index.exists():
             raise CheckpointError(path, f"one part of a model whose {index.name} is not beside it")
@@ -277,8 +282,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name cannot lead out of its folder, on any system."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+    """Whether a name can be a file's and cannot lead out of its folder, on any system."""
+    is_short = len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES
+    return is_short and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 def _prefix_of(names: list[str]) -> str:

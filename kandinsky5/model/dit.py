@@ -14,28 +14,22 @@ import torch
 from torch import nn
 
 from kandinsky5.model.attention import AttentionEngine, NablaParams, sdpa
-from kandinsky5.model.chunks import WHOLE, ActivationChunks
+from kandinsky5.model.blocks import TextBlock, VisualBlock
+from kandinsky5.model.chunks import WHOLE
 from kandinsky5.model.dimensions import dimensions_of
 from kandinsky5.model.layers import (
     Attention,
-    CrossAttention,
-    FeedForward,
     LinearFactory,
-    Modulation,
     OutLayer,
-    SelfAttention,
     TextEmbeddings,
     TimeEmbeddings,
     VisualEmbeddings,
 )
-from kandinsky5.model.nabla import NablaAttention, tiled, untiled
-from kandinsky5.model.rope import Rope, rope_angles_1d, rope_angles_3d, rope_of
+from kandinsky5.model.positions import TokenOrder, VisualPositions, positions_of
+from kandinsky5.model.rope import rope_angles_1d, rope_of
 
 if TYPE_CHECKING:
     from kandinsky5.model.text import Conditioning
-
-MAX_ROPE_POSITIONS = 128
-"""Longest side of the token grid the checkpoints were made for, along every axis."""
 
 
 @dataclass(frozen=True)
@@ -100,65 +94,6 @@ class Residual:
     """
 
     value: torch.Tensor | None = None
-
-
-class TextBlock(nn.Module):
-    """Modulated self-attention and feed-forward on the text alone."""
-
-    def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
-        super().__init__()
-        self.text_modulation = Modulation(config.time_dim, config.model_dim, 6)
-        self.self_attention = SelfAttention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
-        self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
-
-    def forward(self, text: torch.Tensor, time_vector: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """text [..., L, D], time_vector float32 [..., 1, time_dim] → [..., L, D].
-
-        The text is overwritten unless gradients are recorded.
-        """
-        (modulation,) = self.text_modulation(time_vector)
-        vectors = modulation.chunk(6, dim=-1)
-        text = self.self_attention(text, vectors[:3], rope)
-        return self.feed_forward(text, vectors[3:])
-
-
-class VisualBlock(nn.Module):
-    """Modulated self-attention, cross-attention to the text, and feed-forward.
-
-    Its modulation is not computed here but beforehand, by :meth:`DiffusionTransformer3D.prepare`.
-    """
-
-    def __init__(self, config: DiTConfig, engine: AttentionEngine, linear: LinearFactory) -> None:
-        super().__init__()
-        self.visual_modulation = Modulation(config.time_dim, config.model_dim, 9)
-        self.self_attention = SelfAttention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
-        self.cross_attention = CrossAttention(
-            config.model_dim, config.head_dim, engine=engine, linear=linear
-        )
-        self.feed_forward = FeedForward(config.model_dim, config.ff_dim, linear)
-
-    def forward(
-        self,
-        visual: torch.Tensor,
-        text: torch.Tensor,
-        modulation: torch.Tensor,
-        rope: Rope,
-        chunks: ActivationChunks = WHOLE,
-        engine: AttentionEngine | None = None,
-    ) -> torch.Tensor:
-        """visual [..., S, D], text [..., L, D], modulation float32 [..., 1, 9·D] → [..., S, D].
-
-        ``visual`` is overwritten unless gradients are recorded. ``engine`` is that of self-attention in
-        place of the layer's own.
-        """
-        vectors = modulation.chunk(9, dim=-1)
-        visual = self.self_attention(visual, vectors[:3], rope, chunks, engine)
-        visual = self.cross_attention(visual, text, vectors[3:6], chunks)
-        return self.feed_forward(visual, vectors[6:], chunks)
 
 
 class DiffusionTransformer3D(nn.Module):
@@ -240,8 +175,10 @@ class DiffusionTransformer3D(nn.Module):
             ValueError: the grid is longer than 128 tokens on an axis; with ``sparse``, its height or width is
                 no multiple of 8 tokens (128 pixels).
         """
+        positions = self.positions(x, rope_scale=rope_scale, sparse=sparse)
         branches = self._conditioned([(text_embed, pooled_text_embed, time)])
-        return self.evaluate(x, branches, rope_scale=rope_scale, sparse=sparse)[0]
+        (velocity,) = self.evaluate(positions.order.arranged(x), branches, positions)
+        return positions.order.restored(velocity)
 
     def prepare(
         self,
@@ -269,81 +206,91 @@ class DiffusionTransformer3D(nn.Module):
         count = len(conditionings)
         return [prepared[i : i + count] for i in range(0, len(rows), count)]
 
+    def positions(
+        self,
+        latent: torch.Tensor,
+        *,
+        rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        sparse: NablaParams | None = None,
+    ) -> VisualPositions:
+        """What all evaluations of a schedule take from the size of its latent.
+
+        Args:
+            latent: [..., T, H, W, C]; only its sides and its device matter.
+            rope_scale, sparse: as in :meth:`forward`.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        config, device = self.config, latent.device
+        order = TokenOrder.of(latent, config.patch_size, sparse)
+        return positions_of(order, config.axes_dims, rope_scale, sparse=sparse, device=device)
+
     def evaluate(
         self,
         x: torch.Tensor,
         branches: Sequence[StepConditioning],
+        positions: VisualPositions,
         *,
-        rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
-        sparse: NablaParams | None = None,
         residuals: Sequence[Residual | None] | None = None,
     ) -> list[torch.Tensor]:
         """The velocity of x under each of several conditionings, all of them through a block before the next.
 
         Args:
-            x: as :meth:`forward` takes it.
+            x: latent as :meth:`forward` takes it, in the order of ``positions``.
             branches: at least one, on x's device.
-            rope_scale, sparse: as in :meth:`forward`.
+            positions: of :meth:`positions`.
             residuals: for each branch what a step cache lends or wants; None lets its blocks run. Of a
                 branch with a value only ``out`` is used, and when all have one no block is called.
 
         Returns:
-            For each branch whose blocks run what :meth:`forward` gives, to the bit.
+            For each branch, in the order of x; where its blocks run what :meth:`forward` gives, to the bit.
 
         Raises:
-            ValueError: as :meth:`forward`.
+            ValueError: x is not what ``positions`` are of.
         """
-        sides = zip(x.shape[-4:-1], self.config.patch_size, strict=True)
-        frames, height, width = (side // patch for side, patch in sides)
-        grid = (frames, height, width)
-        if max(grid) > MAX_ROPE_POSITIONS:
-            raise ValueError(f"token grid {grid} is longer than {MAX_ROPE_POSITIONS} on an axis")
+        positions.order.check(x)
         slots = [None] * len(branches) if residuals is None else list(residuals)
         running = [i for i, slot in enumerate(slots) if slot is None or slot.value is None]
-        wanted = [branches[i] for i in running]
-        through = self._through_blocks(x, grid, wanted, rope_scale, sparse) if running else []
+        through = self._through_blocks(x, [branches[i] for i in running], positions)
         velocities = []
         for slot, branch in zip(slots, branches, strict=True):
             if slot is None or slot.value is None:
                 stream = through.pop(0)
             else:
-                stream = self.visual_embeddings(x).flatten(-4, -2).add_(slot.value)
+                stream = self._stream(x).add_(slot.value)
+            grid = positions.order.arranged_grid
             velocities.append(self.out_layer(stream, branch.out, grid, self.chunks))
             if slot is not None and slot.value is None:
                 # Embedded again: the blocks wrote over their input. In place: the cache takes no more.
-                slot.value = stream.sub_(self.visual_embeddings(x).flatten(-4, -2))
+                slot.value = stream.sub_(self._stream(x))
             del stream
         return velocities
 
-    def _through_blocks(
-        self,
-        x: torch.Tensor,
-        grid: tuple[int, int, int],
-        branches: Sequence[StepConditioning],
-        rope_scale: tuple[float, float, float],
-        sparse: NablaParams | None,
-    ) -> list[torch.Tensor]:
-        """What each branch's stream is behind the last block, [..., S, D]; ``grid`` is that of its tokens."""
-        visual = self.visual_embeddings(x)
-        angles = rope_angles_3d(grid, self.config.axes_dims, rope_scale, x.device)
-        engine = None
-        if sparse is None:
-            visual = visual.flatten(-4, -2)
-        else:
-            engine = NablaAttention(sparse, grid, x.device)
-            visual, angles = tiled(visual), tiled(angles)
-        rope = rope_of(angles)
+    def _stream(self, x: torch.Tensor) -> torch.Tensor:
+        """The tokens of a latent before the first block, [..., S, D]."""
+        tokens: torch.Tensor = self.visual_embeddings(x)
+        return tokens.flatten(-4, -2)
 
-        streams = [visual, *(visual.clone() for _ in branches[1:])]
-        del visual
+    def _through_blocks(
+        self, x: torch.Tensor, branches: Sequence[StepConditioning], positions: VisualPositions
+    ) -> list[torch.Tensor]:
+        """What each branch's stream is behind the last block, [..., S, D]."""
+        if not branches:
+            return []
+        first = self._stream(x)
+        streams = [first, *(first.clone() for _ in branches[1:])]
+        del first
         for index, block in enumerate(self.visual_transformer_blocks):
             for i, branch in enumerate(branches):
                 streams[i] = block(
-                    streams[i], branch.text, branch.visual[index], rope, self.chunks, engine
+                    streams[i],
+                    branch.text,
+                    branch.visual[index],
+                    positions.rope,
+                    self.chunks,
+                    positions.engine,
                 )
-        if sparse is not None:
-            for i in range(len(streams)):
-                streams[i] = untiled(streams[i], grid)
         return streams
 
     def _conditioned(
@@ -354,10 +301,13 @@ class DiffusionTransformer3D(nn.Module):
         """For each (text, pooled text, time); block by block, row by row."""
         vectors = [self._time_vector(time, pooled) for _, pooled, time in rows]
         texts = [self.text_embeddings(text) for text, _, _ in rows]
+        ropes = {
+            length: rope_of(rope_angles_1d(length, self.config.head_dim, texts[0].device))
+            for length in {text.shape[-2] for text in texts}
+        }
         for block in self.text_transformer_blocks:
             for i, text in enumerate(texts):
-                angles = rope_angles_1d(text.shape[-2], self.config.head_dim, text.device)
-                texts[i] = block(text, vectors[i], rope_of(angles))
+                texts[i] = block(text, vectors[i], ropes[text.shape[-2]])
         texts = [keep(text) for text in texts]
         visual = [[keep(made) for made in layer(*vectors)] for layer in self.visual_modulations]
         out = [keep(made) for made in self.out_layer.modulation(*vectors)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from kandinsky5.model.checkpoint import Checkpoint, weights_of
 from kandinsky5.model.dit import DiTConfig
 from kandinsky5.model.file_stamp import FileStamp, file_stamp
 from kandinsky5.model.reader import checked_model
-from kandinsky5.model.text_loading import OUTER_NAMES, TOWER_NAMES
-from kandinsky5.model.weights import quantization_of
+from kandinsky5.model.text_names import TOWER_NAMES
+from kandinsky5.model.text_shapes import qwen_dimensions
+from kandinsky5.model.weights import is_beside_weights, quantization_of
 
 SAMPLED_TENSORS = 64
 SAMPLE_BYTES = 4096
@@ -65,13 +66,16 @@ class TextEncoderFacts:
     tied: bool
 
 
-def text_encoder_facts(folder: Path) -> TextEncoderFacts | None:
+def text_encoder_facts(path: Path) -> TextEncoderFacts | None:
     """Told from headers alone; None where it is no such model, which whoever loads it explains.
+
+    Args:
+        path: a folder or a single file.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    found = weights_of(folder)
+    found = weights_of(path)
     return _text_encoder_facts(found, file_stamp(found))
 
 
@@ -102,22 +106,13 @@ def _transformer_facts(path: Path, stamp: FileStamp) -> TransformerFacts:
 def _text_encoder_facts(path: Path, stamp: FileStamp) -> TextEncoderFacts | None:
     with Checkpoint(path) as checkpoint:
         stored = checkpoint.shapes
-    shapes = {
-        name[found.end() :]: stored[name] for name in stored if (found := OUTER_NAMES.match(name))
-    }
-    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
-    names = ("embed_tokens", "layers.0.self_attn.k_proj", "layers.0.mlp.gate_proj")
-    matrices = [shapes.get(f"{name}.weight", ()) for name in names]
-    if any(len(shape) != 2 for shape in matrices):
+    shape = qwen_dimensions(stored)
+    if shape is None:
         return None
-    (vocabulary, hidden), (key_value_dim, _), (intermediate, _) = matrices
+    tower = [name for name in stored if TOWER_NAMES.match(name) and not is_beside_weights(name)]
     return TextEncoderFacts(
-        hidden=hidden,
-        layers=len(layers),
-        key_value_dim=key_value_dim,
-        intermediate=intermediate,
-        vocabulary=vocabulary,
-        vision_parameters=sum(math.prod(stored[n]) for n in stored if TOWER_NAMES.match(n)),
+        **asdict(shape),
+        vision_parameters=sum(math.prod(stored[name]) for name in tower),
         tied=not any(name.endswith("lm_head.weight") for name in stored),
     )
 

@@ -10,6 +10,8 @@ from functools import cache
 import torch
 
 from int8 import examine
+from int8.backends import INT_MM, TRITON
+from int8.failures import pass_on_out_of_memory
 from kandinsky5.model.fp8 import (
     Fp8Linear,
     distrust_product,
@@ -21,7 +23,6 @@ from kandinsky5.model.fp8 import (
 DEQUANTISED = "dequantised"
 SCALED_MM = "scaled_mm"
 """Ways of fp8; those of int8 are the names of its backends."""
-PLAIN_TORCH = "torch"
 
 MIN_FP8_SQNR_DB = 25.0
 """Of the float8 product against the dequantised one: float8 inputs with 3 bits of mantissa give about 31."""
@@ -64,10 +65,19 @@ def is_examined(weights: str) -> bool:
 
 def _int8_path(device: torch.device) -> WeightsPath:
     found = examine(device)
-    lacking = None
-    if found.backend == PLAIN_TORCH and not found.problems and device.type == "cuda":
-        lacking = "this card has no int8 tensor cores that K1 uses (sm_80 or newer has)"
+    lacking = None if found.problems or device.type != "cuda" else _without_triton(found.backend)
     return WeightsPath(found.backend, "; ".join(found.problems) or None, lacking)
+
+
+def _without_triton(backend: str | None) -> str | None:
+    """Why a card's int8 product is not Triton's, where nothing failed; None where it is."""
+    if backend == TRITON:
+        return None
+    if torch.version.cuda is None:  # ROCm, whose devices torch calls cuda too
+        return "K1's int8 kernels are for NVIDIA cards: plain torch computes in their place"
+    if backend == INT_MM:
+        return "Triton is not installed: int8 runs through torch's own int8 product, slower"
+    return "this card has no int8 tensor cores that K1 uses (sm_80 or newer has)"
 
 
 @cache
@@ -93,9 +103,8 @@ def _product_problem(device: torch.device) -> str | None:
     for tokens, inputs, outputs in FP8_SHAPES:
         try:
             found_db = _product_sqnr_db(device, tokens, inputs, outputs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # libraries and drivers fail in their own ways
+            pass_on_out_of_memory(error)
             log.info("fp8 self-test", exc_info=True)
             return f"{start}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if not found_db >= MIN_FP8_SQNR_DB:

@@ -109,7 +109,13 @@ class Fp8Linear(nn.Module):
             scale_b=one,
             out_dtype=torch.bfloat16,
         )
-        out *= token_scales * self.weight_scale.reshape(1, -1)
+        if (
+            self.weight_scale.dim()
+        ):  # scales of tokens times those of outputs would be as large as out
+            out *= token_scales
+            out *= self.weight_scale.reshape(1, -1)
+        else:
+            out *= token_scales * self.weight_scale
         out = out.to(x.dtype)
         if self.bias is not None:
             out += self.bias

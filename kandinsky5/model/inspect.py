@@ -12,9 +12,15 @@ from typing import Any
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.architecture import empty_transformer, foreign_family
-from kandinsky5.model.checkpoint import Checkpoint, read_json
+from kandinsky5.model.checkpoint import STANDARD_STEMS, Checkpoint, read_json
 from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.lora_names import adapter_variant, why_not_run
+from kandinsky5.model.part_kinds import PartKind, part_kind
+from kandinsky5.model.safetensors_file import TensorInfo
+from kandinsky5.model.vae_loading import VAE_KINDS, check_vae
 from kandinsky5.model.weights import (
+    SOURCE_FINGERPRINT_KEY,
+    SOURCE_KEY,
     is_beside_weights,
     quantization_of,
     stored_tensors,
@@ -35,22 +41,8 @@ _PIPELINE = re.compile(r"Kandinsky5([TI]2[VI])Pipeline")
 
 _DTYPE_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64", "I8": "int8"}
 
-_LORA_FAMILIES = (
-    ("kohya", re.compile(r"lora_unet_.+\.lora_(down|up)\.weight")),
-    ("peft", re.compile(r"(base_model\.model\.).+|.+\.lora_[AB]\.default\.weight")),
-    ("diffusers", re.compile(r"transformer\..+\.lora_[AB]\.weight")),
-    ("peft", re.compile(r".+\.lora_[AB]\.weight")),
-    ("unknown", re.compile(r".+\.(lora_down|lora_up|lora_A|lora_B)\b.*")),
-)
-_OTHER_KINDS = (
-    ("vae", "hunyuan", "encoder.conv_in.conv.weight"),
-    ("vae", "flux", "encoder.conv_in.weight"),
-    ("text encoder", "qwen2.5-vl", "visual.patch_embed.proj.weight"),
-    ("text encoder", "qwen2.5-vl", "model.visual.patch_embed.proj.weight"),
-    ("text encoder", "clip", "text_model.embeddings.token_embedding.weight"),
-    ("latents", "unknown", "latents"),
-)
-"""(kind, model, a tensor only it has)."""
+_LATENTS = "latents"
+"""Kind of a file of latents, and its tensor."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +51,8 @@ class FileReport:
 
     Attributes:
         kind: ``dit``, ``lora``, ``vae``, ``text encoder``, ``latents``, ``other`` or ``unusable``.
-        model: ``lite``, ``image``, ``pro``, ``demo``, ``custom`` for a DiT; ``hunyuan``, ``flux``, … for
-            other kinds; ``unknown``.
+        model: ``lite``, ``image``, ``pro``, ``demo``, ``custom`` for a DiT; for a VAE or a text encoder as
+            :attr:`kandinsky5.model.part_kinds.PartKind.model`; ``unknown``.
         task_hint: ``t2v``, ``i2v``, ``t2i`` or ``i2i`` where name or shapes tell, or the choices left.
         quantization: ``bf16``, ``fp16``, ``fp32``, ``mixed``; ``int8`` (this project's own),
             ``int8-community``, ``fp8-community``, ``fp8-scaled``, ``fp8-unscaled``; ``unknown``.
@@ -68,10 +60,13 @@ class FileReport:
         tensors: all tensors in the file.
         dtype_bytes: bytes of tensors by dtype.
         problems: what is wrong with it, one line each; empty for a file that can be used.
-        variant: family of a LoRA's names (``peft``, ``diffusers``, ``kohya``).
+        variant: family of a LoRA's names as :func:`kandinsky5.model.lora_names.adapter_variant` has it, or
+            of a VAE's (``diffusers``, ``original``).
         files: how many files it lies in.
         prefix: what stands before every name.
-        config: dimensions of a DiT.
+        config: dimensions of a DiT or a VAE; of a text encoder its ``width``.
+        source: of a file that ``k1.py convert`` made, what it was made of: ``header_sha256`` and
+            ``fingerprint``, as the header says.
     """
 
     kind: str
@@ -86,6 +81,7 @@ class FileReport:
     files: int = 0
     prefix: str = ""
     config: dict[str, Any] | None = None
+    source: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary of all attributes."""
@@ -148,19 +144,22 @@ def _report(checkpoint: Checkpoint) -> FileReport:
         dtype_bytes[_DTYPE_NAMES.get(info.dtype, info.dtype.lower())] += info.size_bytes
     base = FileReport(
         kind="other",
-        quantization=quantization_of(tensors, checkpoint.metadata),
+        quantization=quantization_of(_numbers(tensors), checkpoint.metadata),
         parameters=sum(tensors[n].elements for n in tensors if not is_beside_weights(n)),
         tensors=len(tensors),
         dtype_bytes=dict(dtype_bytes),
         files=len(checkpoint.files),
         prefix=checkpoint.prefix,
+        source=_source_of(checkpoint.metadata),
     )
-    for variant, pattern in _LORA_FAMILIES:
-        if any(pattern.fullmatch(name) for name in tensors):
-            return dataclasses.replace(base, kind="lora", variant=variant)
-    for kind, model, proof in _OTHER_KINDS:
-        if proof in tensors:
-            return dataclasses.replace(base, kind=kind, model=model)
+    if variant := adapter_variant(tensors):
+        why = why_not_run(tensors)
+        faults = (why,) if why else ()
+        return dataclasses.replace(base, kind="lora", variant=variant, problems=faults)
+    if _LATENTS in tensors:
+        return dataclasses.replace(base, kind=_LATENTS)
+    if part := part_kind(shapes):
+        return _part_report(checkpoint, base, part)
     try:
         config = empty_transformer(checkpoint.path, shapes, checkpoint.read_config()).config
         problems = _storage_problems(checkpoint)
@@ -177,6 +176,41 @@ def _report(checkpoint: Checkpoint) -> FileReport:
         config=dataclasses.asdict(config),
         problems=problems,
     )
+
+
+def _numbers(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Without the positions that some text encoders list."""
+    return {name: info for name, info in tensors.items() if info.dtype != "I64"}
+
+
+def _part_report(checkpoint: Checkpoint, base: FileReport, part: PartKind) -> FileReport:
+    """Of a VAE or a text encoder."""
+    config: dict[str, Any] | None = {"width": part.width} if part.width else None
+    problems: tuple[str, ...] = ()
+    if part.kind == "vae" and part.model in VAE_KINDS:
+        try:
+            config = dataclasses.asdict(check_vae(_place_of(checkpoint.path), part.model))
+        except CheckpointError as error:
+            problems = (error.reason,)
+    return dataclasses.replace(
+        base,
+        kind=part.kind,
+        model=part.model,
+        variant=part.naming,
+        config=config,
+        problems=problems,
+    )
+
+
+def _place_of(weights: Path) -> Path:
+    """The folder whose weights a file is, or the file itself."""
+    is_folder = weights.stem in STANDARD_STEMS and (weights.parent / "config.json").exists()
+    return weights.parent if is_folder else weights
+
+
+def _source_of(metadata: Mapping[str, str]) -> dict[str, str] | None:
+    keys = {"header_sha256": SOURCE_KEY, "fingerprint": SOURCE_FINGERPRINT_KEY}
+    return {name: metadata[key] for name, key in keys.items() if key in metadata} or None
 
 
 def _storage_problems(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
 from kandinsky5.model.facts import transformer_facts
 from kandinsky5.model.files import ModelChoice, ModelFiles, locate_model, typed_transformer
 from kandinsky5.model.inspect import check_fits
+from kandinsky5.model.part_kinds import part_kind
 from kandinsky5.model.reader import TransformerReader, fill_model
+from kandinsky5.model.single_files import notices_of
 from kandinsky5.model.vae_loading import check_vae, check_video_vae, load_vae, load_video_vae
 from kandinsky5.presets import PRESETS, Preset
 
@@ -65,7 +67,8 @@ def find_model_files(request: ModelChoice, models_dirs: Sequence[Path] = ()) -> 
     ):
         Checkpoint(folder).close()
         _check_match(folder, "text channels", _hidden_size(folder), dim)
-    return dataclasses.replace(files, notices=(warning,)) if warning else files
+    notices = (*((warning,) if warning else ()), *notices_of(files.vae, files.text_encoder))
+    return dataclasses.replace(files, notices=notices)
 
 
 def check_transformer(path: Path, preset: Preset | None = None) -> DiTConfig:
@@ -111,9 +114,11 @@ def load_transformer(
 
 def _checked(path: Path, preset: Preset | None) -> tuple[DiTConfig, str | None]:
     """Dimensions of a transformer that can be loaded, and what the user should know about it."""
+    config = transformer_facts(path).config  # opens the file, the first time
+    if preset is None:
+        return config, None
     with Checkpoint(path) as checkpoint:
-        config = transformer_facts(path).config
-        return config, None if preset is None else check_fits(checkpoint, config, preset)
+        return config, check_fits(checkpoint, config, preset)
 
 
 def _check_match(path: Path, what: str, found: int | None, needed: int) -> None:
@@ -123,10 +128,13 @@ def _check_match(path: Path, what: str, found: int | None, needed: int) -> None:
         )
 
 
-def _hidden_size(folder: Path) -> int | None:
+def _hidden_size(path: Path) -> int | None:
     """Width of a text encoder's output, or None where its config does not tell."""
-    path = folder / "config.json"
-    values = read_json(path)
+    if not path.is_dir():
+        with Checkpoint(path) as checkpoint:
+            found = part_kind(checkpoint.shapes)
+        return found.width if found else None
+    values = read_json(path / "config.json")
     inner = values.get("text_config")
     for place in (inner, values):
         if isinstance(place, dict) and type(size := place.get("hidden_size")) is int:

@@ -1,48 +1,32 @@
-"""LoRA files (arXiv 2106.09685): which layers of a transformer their tensors belong to.
+"""LoRA files (arXiv 2106.09685), in the ways that :mod:`kandinsky5.model.lora_names` knows.
 
-=================  =====================================================================================
-PEFT, official     ``base_model.model.PATH.lora_A[.default].weight``; r and alpha in a JSON file beside it
-diffusers          ``transformer.PATH.lora_A.weight``; r and alpha may be in the header metadata
-kohya, musubi      ``lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight`` and ``….alpha``
-=================  =====================================================================================
-
-A layer's output becomes W·x + strength · alpha/r · up·(down·x). Paths are matched against the names the model
-has, never taken apart: which underscore was a dot cannot be told from the key.
+A layer's output becomes W·x + strength · scale · up·(down·x), the scale being alpha/r or as
+:mod:`kandinsky5.model.lora_scaling` has it. r and alpha lie in the file, its header or a JSON file beside it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kandinsky5.errors import CheckpointError
+from kandinsky5.model.lora_names import (
+    ALPHA,
+    PEFT_PREFIX,
+    adapter_name,
+    layer_of,
+    why_not_run,
+)
+from kandinsky5.model.lora_scaling import LoraScaling, scaling_of
 from kandinsky5.model.safetensors_file import SafetensorsFile, TensorInfo, shown
 
 LayerSizes = Mapping[str, tuple[int, int]]
 """Name of a linear layer in the model → (outputs, inputs)."""
 
-MAX_CONFIG_BYTES = 1_000_000
-_PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
-_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_")
-_CONFIG_NAMES = ("adapter_config.json", "lora_config.json", "config.json")
-_HEADER_CONFIG = "lora_adapter_metadata"
-_ROLES = {
-    "lora_A.weight": "down",
-    "lora_down.weight": "down",
-    "lora.down.weight": "down",
-    "lora_B.weight": "up",
-    "lora_up.weight": "up",
-    "lora.up.weight": "up",
-    "alpha": "alpha",
-}
-_KEY = re.compile("(.+)[.](" + "|".join(re.escape(role) for role in _ROLES) + ")")
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -54,10 +38,12 @@ class LoraFile:
         path: the file.
         parts: layer → {"down": name in the file, "up": …, maybe "alpha": …}.
         total: tensors in the file.
-        unmatched: names that belong to no layer.
+        unmatched: names that belong to no layer, or are of a kind that is not run.
+        left_out: of these kinds, how many tensors.
         trigger: text the prompt has to begin with, as the file says; may be empty.
         header_sha256, modified_ns: tell whether the file is still the same.
         parameters: numbers in all matched layers.
+        scaling: what its layers are multiplied by.
     """
 
     path: Path
@@ -68,15 +54,25 @@ class LoraFile:
     header_sha256: str
     modified_ns: int
     parameters: int
-    _scaling: Mapping[str, Any] = field(default_factory=dict)
+    scaling: LoraScaling = field(default_factory=LoraScaling)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def matched(self) -> int:
         """How many of its tensors belong to the model."""
         return self.total - len(self.unmatched)
 
+    @property
+    def shortfall(self) -> str:
+        """The first name that does not act, and the kinds that do not; empty where all of the file acts."""
+        if not self.unmatched:
+            return ""
+        said = self.unmatched[0][:80]
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.left_out.items())
+        return f"{said}; left out, as this program does not run them: {kinds}" if kinds else said
+
     def read(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """For each layer: its name, down [r, inputs] and up [outputs, r], the latter times alpha/r, float32.
+        """For each layer: its name, down [r, inputs] and up [outputs, r], this times its scale, float32.
 
         Raises:
             CheckpointError: the file is another one by now, or holds numbers that are none.
@@ -89,15 +85,10 @@ class LoraFile:
                 down = file.read(parts["down"]).float()
                 up = file.read(parts["up"]).float()
                 alpha = file.read(parts["alpha"]).float().item() if "alpha" in parts else None
-                up = up * self._scale(down.shape[0], alpha)
+                up = up * self.scaling.of(_names_of(layer, parts), down.shape[0], alpha)
                 if not (down.isfinite().all() and up.isfinite().all()):
                     raise CheckpointError(self.path, f"NaN or infinity for {layer}: damaged")
                 yield layer, down, up
-
-    def _scale(self, rank: int, alpha: float | None) -> float:
-        if alpha is None:
-            alpha = float(self._scaling.get("alpha", rank))
-        return alpha / (math.sqrt(rank) if self._scaling.get("use_rslora") else rank)
 
 
 def open_lora(path: Path, layers: LayerSizes) -> LoraFile:
@@ -109,17 +100,9 @@ def open_lora(path: Path, layers: LayerSizes) -> LoraFile:
     with SafetensorsFile(path) as file:
         tensors, metadata = file.tensors, file.metadata
         digest, modified_ns = file.header_sha256, file.modified_ns
-    flat = {name.replace(".", "_"): name for name in layers}
-    parts: dict[str, dict[str, str]] = {}
-    unmatched = []
-    for key in tensors:
-        if "lora_magnitude_vector" in key or key.endswith(".dora_scale"):
-            raise CheckpointError(path, "a DoRA, which this program does not run; give a LoRA")
-        layer, role = _place_of(key, layers, flat)
-        if layer is None or role in parts.get(layer, {}):
-            unmatched.append(key)
-        else:
-            parts.setdefault(layer, {})[role] = key
+    if why := why_not_run(tensors):
+        raise CheckpointError(path, why)
+    parts, unmatched, left_out = _matched(tensors, layers)
     if not parts:
         first = next(iter(tensors), None)
         named = f" (first {shown(first)})" if first else ""
@@ -127,34 +110,77 @@ def open_lora(path: Path, layers: LayerSizes) -> LoraFile:
             path,
             f"a LoRA of another model, or none: 0 of its {len(tensors)} tensors match{named}",
         )
-    parameters = sum(
-        _checked(path, layer, found, tensors, layers[layer]) for layer, found in parts.items()
-    )
+    scaling = scaling_of(path, metadata)
+    parameters = 0
+    for layer, found in parts.items():
+        parameters += _checked(path, layer, found, tensors, layers[layer])
+        _check_rank(path, layer, found, tensors, scaling)
     return LoraFile(
         path=path,
         parts=parts,
         total=len(tensors),
-        unmatched=tuple(unmatched),
+        unmatched=unmatched,
+        left_out=left_out,
         trigger=metadata.get("trigger", ""),
         header_sha256=digest,
         modified_ns=modified_ns,
         parameters=parameters,
-        _scaling=_scaling_of(path, metadata),
+        scaling=scaling,
     )
 
 
-def _place_of(key: str, layers: LayerSizes, flat: Mapping[str, str]) -> tuple[str | None, str]:
-    """Which layer a tensor belongs to, or None, and what it is there."""
-    match = _KEY.fullmatch(key.replace(".default", ""))
-    if match is None:
-        return None, ""
-    name, role = match[1], _ROLES[match[2]]
-    for prefix in _FLAT_PREFIXES:
-        if name.startswith(prefix):
-            return flat.get(name.removeprefix(prefix)), role
-    while name not in layers and (found := [p for p in _PREFIXES if name.startswith(p)]):
-        name = name.removeprefix(found[0])
-    return (name if name in layers else None), role
+def _matched(
+    tensors: Iterable[str], layers: LayerSizes
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...], Counter[str]]:
+    """(parts, unmatched, left out) as :class:`LoraFile` has them."""
+    flat = {name.replace(".", "_"): name for name in layers}
+    parts: dict[str, dict[str, str]] = {}
+    adapters: dict[str, str] = {}
+    others: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
+    for key in tensors:
+        name = adapter_name(key)
+        if name is None:
+            continue
+        layer = layer_of(name.path, layers, flat)
+        if name.kind:
+            left_out[name.kind] += 1
+            others[layer or name.path] = name.kind
+        elif (
+            layer is not None
+            and name.role not in parts.get(layer, {})
+            and (name.role == ALPHA or adapters.setdefault(layer, name.adapter) == name.adapter)
+        ):
+            parts.setdefault(layer, {})[name.role] = key
+    for layer in [layer for layer in parts if set(parts[layer]) == {ALPHA} and layer in others]:
+        left_out[others[layer]] += 1  # that alpha was theirs
+        del parts[layer]
+    used = {key for found in parts.values() for key in found.values()}
+    return parts, tuple(key for key in tensors if key not in used), left_out
+
+
+def _names_of(layer: str, parts: Mapping[str, str]) -> tuple[str, ...]:
+    """A layer's names in the model and in the file, where PEFT may have trained it inside another."""
+    found = adapter_name(parts["down"])
+    name = found.path.removeprefix(PEFT_PREFIX) if found else layer
+    return (layer,) if name == layer else (layer, name)
+
+
+def _check_rank(
+    path: Path,
+    layer: str,
+    found: Mapping[str, str],
+    tensors: Mapping[str, TensorInfo],
+    scaling: LoraScaling,
+) -> None:
+    """Raise CheckpointError where the configuration gives a layer another rank than its tensors have."""
+    rank, said = tensors[found["down"]].shape[0], scaling.rank_of(_names_of(layer, found))
+    if said is not None and said != rank:
+        raise CheckpointError(
+            path,
+            f"{layer} has rank {rank}, its configuration's rank_pattern says {said}:"
+            " they do not belong together; download both again",
+        )
 
 
 def _checked(
@@ -192,36 +218,3 @@ def _checked(
         strange = ", ".join(sorted(kinds - _FLOATS))
         raise CheckpointError(path, f"{layer} has dtype {strange}; bf16, fp16 or fp32 is needed")
     return down.elements + up.elements
-
-
-def _scaling_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """``alpha`` and ``use_rslora`` as the header or a JSON file beside the LoRA tells them; maybe nothing."""
-    texts = [metadata.get(_HEADER_CONFIG, "")]
-    for name in (f"{path.stem}.json", *_CONFIG_NAMES):
-        beside = path.with_name(name)
-        try:
-            if beside.stat().st_size <= MAX_CONFIG_BYTES:
-                texts.append(beside.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            continue
-    for text in texts:
-        try:
-            values = json.loads(text) if text else None
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict) and (scaling := _read_scaling(values)):
-            return scaling
-    return {}
-
-
-def _read_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a PEFT config; diffusers puts ``transformer.`` before its keys."""
-    named = {str(key).removeprefix("transformer."): value for key, value in values.items()}
-    rank = named.get("r", named.get("rank"))
-    alpha = named.get("lora_alpha", named.get("alpha"))
-    for number in (rank, alpha):
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            return {}
-        if not math.isfinite(number):
-            return {}
-    return {"alpha": alpha, "use_rslora": named.get("use_rslora") is True}

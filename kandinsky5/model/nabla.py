@@ -1,8 +1,8 @@
 """NABLA, neighbourhood-adaptive block-level attention (arXiv 2507.13546).
 
-Tokens are regrouped so that each 8×8 tile of one frame lies together: 64 tokens, one block. Per head, the
-means of the queries and keys of each block tell which blocks are worth attending to; a sliding window over
-time, height and width is added, and attention is computed for those pairs of blocks alone.
+Tokens come tile after tile: the 64 of an 8×8 tile of one frame are a block. Per head, the means of the
+queries and keys of each block tell which blocks are worth attending to; a sliding window over time, height
+and width is added, and attention is computed for those pairs of blocks alone.
 
 What choosing needs grows with the square of the number of blocks. It is done for some rows of one head at
 a time, and only for a few heads do the indices exist together.
@@ -49,24 +49,30 @@ def check_grid(grid: tuple[int, int, int]) -> None:
         )
 
 
-def tiled(x: torch.Tensor) -> torch.Tensor:
-    """Tokens of a grid, tile after tile.
+def stacked(x: torch.Tensor, tile: tuple[int, int] = (TILE, TILE)) -> torch.Tensor:
+    """Cut each frame into tiles and put these one under another.
+
+    The raster order of the result is the order of tiles: (time, tile row, tile column, row, column).
 
     Args:
-        x: [..., T, H, W, channels], H and W multiples of 8.
+        x: [..., T, H, W, channels], H and W multiples of the tile's.
+        tile: its height and width.
 
     Returns:
-        [..., T·H·W, channels], ordered by (time, tile row, tile column, row, column).
+        [..., T, H·W/width of a tile, width of a tile, channels].
     """
-    tiles = x.unflatten(-2, (-1, TILE)).unflatten(-4, (-1, TILE))
-    return tiles.transpose(-4, -3).flatten(-6, -2)
+    height, width = tile
+    tiles = x.unflatten(-2, (-1, width)).unflatten(-4, (-1, height))
+    return tiles.transpose(-4, -3).flatten(-5, -3)
 
 
-def untiled(x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """Undoes :func:`tiled`: [..., T·H·W, channels] → the same shape, ordered by (time, row, column)."""
-    frames, height, width = grid
-    tiles = x.unflatten(-2, (frames, height // TILE, width // TILE, TILE, TILE))
-    return tiles.transpose(-4, -3).flatten(-6, -2)
+def unstacked(
+    x: torch.Tensor, sides: tuple[int, int], tile: tuple[int, int] = (TILE, TILE)
+) -> torch.Tensor:
+    """Undoes :func:`stacked`: → [..., T, H, W, channels], H and W being ``sides``."""
+    rows, columns = (side // part for side, part in zip(sides, tile, strict=True))
+    tiles = x.unflatten(-3, (rows, columns, tile[0]))
+    return tiles.transpose(-4, -3).flatten(-3, -2).flatten(-4, -3)
 
 
 def window_of(
@@ -148,7 +154,7 @@ def chosen_blocks(
 
 
 class NablaAttention:
-    """An attention engine for the visual tokens of one grid in the order of :func:`tiled`.
+    """An attention engine for the visual tokens of one grid in the order of :func:`stacked`.
 
     Args:
         params: P and the window.

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kandinsky5.model.checkpoint import lacking_weights
+from kandinsky5.errors import CheckpointError
+from kandinsky5.model.checkpoint import lacking_weights, read_json
 from kandinsky5.presets import Preset
 
 QWEN_REPOSITORY = "Qwen/Qwen2.5-VL-7B-Instruct"
 _CLIP = "openai/clip-vit-large-patch14"
 _VAE_OF = {
-    "hunyuan": ("hunyuanvideo-community/HunyuanVideo", "AutoencoderKLHunyuanVideo"),
-    "flux": ("black-forest-labs/FLUX.1-dev", "AutoencoderKL"),
+    "hunyuan": ("hunyuanvideo-community/HunyuanVideo", "AutoencoderKLHunyuanVideo", 0.476986),
+    "flux": ("black-forest-labs/FLUX.1-dev", "AutoencoderKL", 0.3611),
 }
+"""Repository, diffusers' name of the class, scaling factor, by the names that presets use."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,15 @@ def repository_of(name: str, preset: Preset) -> str:
     return PARTS[name].repository or _VAE_OF[preset.vae][0]
 
 
-def vae_class_of(preset: Preset) -> str:
-    """diffusers' name of the preset's kind of VAE."""
-    return _VAE_OF[preset.vae][1]
+def is_vae_of(preset: Preset, folder: Path) -> bool:
+    """Whether a folder's config.json is of the preset's kind of VAE, as far as it says anything."""
+    _, class_name, factor = _VAE_OF[preset.vae]
+    try:
+        stated = read_json(folder / "config.json")
+    except CheckpointError:
+        return False
+    found = (stated.get("_class_name", class_name), stated.get("scaling_factor", factor))
+    return found == (class_name, factor)
 
 
 def repositories_of(preset: Preset) -> dict[str, str]:

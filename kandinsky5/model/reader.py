@@ -20,7 +20,7 @@ from kandinsky5.model.attention import AttentionEngine, sdpa
 from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.dit import DiffusionTransformer3D
 from kandinsky5.model.recipes import Recipe, recipe_for
-from kandinsky5.model.safetensors_file import TORCH_DTYPES
+from kandinsky5.model.torch_dtypes import TORCH_DTYPES
 from kandinsky5.model.weights import (
     StoredTensor,
     quantization_of,

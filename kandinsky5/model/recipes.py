@@ -19,7 +19,8 @@ from int8.reference import quantize
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.fp8 import FLOAT8, Fp8Linear, float8_scale, to_float8
-from kandinsky5.model.safetensors_file import TORCH_DTYPES, shown
+from kandinsky5.model.safetensors_file import shown
+from kandinsky5.model.torch_dtypes import TORCH_DTYPES
 from kandinsky5.model.weights import StoredTensor, is_quantised_layer
 
 CHUNK_VALUES = 4 << 20
@@ -106,6 +107,8 @@ class Int8AsStored(Recipe):
         for name, source in zip(self.outputs, sources, strict=True):
             if name in targets:
                 copy_into(checkpoint, source, targets[name])
+                if source == self.stored.scales:
+                    _check_finite(checkpoint, source, targets[name])
 
     def layer(self, bias: bool) -> nn.Module:
         return _int8_layer(self.stored, _scheme_of(self.stored), bias)
@@ -287,7 +290,20 @@ def _raw_rows(checkpoint: Checkpoint, source: str) -> Iterator[tuple[int, torch.
 
 
 def _scales(checkpoint: Checkpoint, stored: StoredTensor) -> torch.Tensor:
-    return checkpoint.read(stored.scales).float() if stored.scales else torch.ones(())
+    if not stored.scales:
+        return torch.ones(())
+    scales = checkpoint.read(stored.scales).float()
+    _check_finite(checkpoint, stored.scales, scales)
+    return scales
+
+
+def _check_finite(checkpoint: Checkpoint, name: str, scales: torch.Tensor) -> None:
+    """Raise CheckpointError for scales that would make NaN of everything a layer computes."""
+    if not scales.isfinite().all():
+        raise CheckpointError(
+            checkpoint.path,
+            f"{shown(name)} has scales that are NaN or infinite: damaged, download it again",
+        )
 
 
 def int8_outputs(stored: StoredTensor, scheme: Int8Scheme) -> dict[str, TensorSpec]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 
 MAX_PERIOD = 10_000.0
+MAX_ROPE_POSITIONS = 128
+"""Longest side of the token grid the checkpoints were made for, along every axis."""
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of rotary angles, float32 [tokens, head_dim/2] each."""

@@ -12,24 +12,29 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.file_kinds import PICKLE_REASON, PICKLE_SUFFIXES, kind_of
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63 - 1
 MAX_DIMENSIONS = 8
+MAX_TENSORS = 50_000
+"""In one file; the largest published models have 1,500, and a quarter more with scales beside them."""
+MAX_HEADER_VALUES = 1_000_000
+"""Commas and opening brackets, a bound for the objects a header becomes: above what so many tensors take."""
 
 _LENGTH_BYTES = 8
 _SNIFFED_BYTES = 512
 _READ_BYTES = 1 << 30
 _METADATA_KEY = "__metadata__"
+_ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 _BITS = {
     "F4": 4,
@@ -41,21 +46,6 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-TORCH_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "F32": torch.float32,
-    "I64": torch.int64,
-    "F64": torch.float64,
-}
-"""The format's name of a dtype → torch's; those that torch lacks are left out."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +117,10 @@ class SafetensorsFile:
             KeyError: no such tensor.
             CheckpointError: the file has become shorter or cannot be read, or torch lacks the dtype.
         """
+        import torch  # whoever reads headers alone, as the page does, need not have it
+
+        from kandinsky5.model.torch_dtypes import TORCH_DTYPES
+
         info = self.tensors[name]
         if info.dtype not in TORCH_DTYPES:
             raise CheckpointError(self.path, f"{shown(name)} has dtype {info.dtype}, not supported")
@@ -227,6 +221,7 @@ class SafetensorsFile:
         return length
 
     def _parsed(self, text: bytes) -> dict[str, Any]:
+        self._refuse_endless(text.count(b'"data_offsets"'), text)
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
@@ -236,7 +231,18 @@ class SafetensorsFile:
             ) from error
         if not isinstance(header, dict):
             raise CheckpointError(self.path, "its header is not a JSON object: download it again")
+        self._refuse_endless(len(header) - (_METADATA_KEY in header))
         return header
+
+    def _refuse_endless(self, tensors: int, text: bytes = b"") -> None:
+        """Refuse what would take long: before it becomes objects, told by counting bytes."""
+        fault = ""
+        if tensors > MAX_TENSORS:
+            fault = f"names {tensors} tensors, at most {MAX_TENSORS} are read"
+        elif sum(map(text.count, (b",", b"[", b"{"))) > MAX_HEADER_VALUES:
+            fault = f"has a header of more than {MAX_HEADER_VALUES} values"
+        if fault:
+            raise CheckpointError(self.path, f"{fault}: no model's file, or tampered with")
 
     def _metadata(self, entry: object) -> dict[str, str]:
         if isinstance(entry, dict) and all(isinstance(value, str) for value in entry.values()):
@@ -299,8 +305,7 @@ def _identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    pairs = list(pairs)
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a name occurs twice")
@@ -309,7 +314,7 @@ def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensor_info(entry: object) -> TensorInfo:
     """Raises ValueError saying what does not fit."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
         raise ValueError("needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
@@ -318,13 +323,19 @@ def _tensor_info(entry: object) -> TensorInfo:
         raise ValueError("sizes and offsets must be whole numbers")
     if len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{len(shape)} dimensions, at most {MAX_DIMENSIONS}")
-    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+    elements = math.prod(shape)
+    if (elements or math.prod(size or 1 for size in shape)) > MAX_ELEMENTS:
         raise ValueError("more elements than can be counted")
     begin, end = offsets
-    if math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
+    if elements * _BITS[dtype] != (end - begin) * 8:
         raise ValueError(f"{end - begin} bytes for shape {shape} in {dtype}")
     return TensorInfo(dtype, tuple(shape), begin, end)
 
 
 def _sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    # Without a generator, which takes three times as long: a header has many of them.
+    return (
+        isinstance(value, list)
+        and {int}.issuperset(map(type, value))
+        and min(value, default=0) >= 0
+    )

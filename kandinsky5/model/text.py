@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kandinsky5.errors import UserError
-from kandinsky5.model.text_generation import OutputLayer, Writer, well_formed
+from kandinsky5.model.text_generation import OutputLayer, Writer
 from kandinsky5.model.text_loading import (
     check_vocabulary,
     load_clip,
@@ -26,14 +26,18 @@ from kandinsky5.model.text_loading import (
     load_qwen,
     load_qwen_tokenizer,
 )
+from kandinsky5.model.token_count import (
+    TokenCount,
+    Tokenize,
+    clip_count,
+    qwen_count,
+    well_formed,
+)
 from kandinsky5.templates import PromptTemplate
 
 if TYPE_CHECKING:
     from kandinsky5.model.files import ModelFiles
     from kandinsky5.model.text_picture import Sight
-
-CLIP_MARKS = 2
-"""CLIP's tokens of start and end."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,6 @@ class Conditioning:
 
     text: torch.Tensor
     pooled: torch.Tensor
-
-
-@dataclass(frozen=True)
-class TokenCount:
-    """How long a prompt is, and how much of it the model will read.
-
-    Attributes:
-        tokens: of the prompt itself, without template and marks.
-        kept: how many of them are read.
-        cut: the end of the prompt that is not read; empty when all is.
-    """
-
-    tokens: int
-    kept: int
-    cut: str = ""
 
 
 class TextEncoders:
@@ -202,32 +191,12 @@ class TextEncoders:
 
     def token_count(self, prompt: str, template: PromptTemplate, max_tokens: int) -> TokenCount:
         """Qwen's tokens of the prompt itself, and how many of them come before the limit."""
-
-        def length(text: str) -> int:
-            return len(self._qwen_tokenizer(text)["input_ids"])
-
-        prompt, before = well_formed(prompt), template.text.split("{}")[0]
-        filled = template.fill(prompt)
-        limit = template.crop_start + max_tokens
-        offsets = self._qwen_tokenizer(filled, return_offsets_mapping=True)["offset_mapping"]
-        tokens = len(offsets) - length(template.fill(""))
-        cut = _not_read(prompt, offsets, limit, start=len(before))
-        return TokenCount(tokens, min(tokens, limit - length(before)), cut)
+        return qwen_count(_offsets_by(self._qwen_tokenizer), prompt, template, max_tokens)
 
     def clip_token_count(self, prompt: str, clip_tokens: int = 77) -> TokenCount:
         """The same for CLIP, which reads ``clip_tokens`` with its marks of start and end."""
-        prompt = well_formed(prompt)
-        offsets = self._clip_tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-        tokens = len(offsets) - CLIP_MARKS
-        # the mark of the end takes the last place of a prompt that is cut
-        cut = _not_read(prompt, offsets[:-1], clip_tokens - 1, start=0)
-        return TokenCount(tokens, min(tokens, clip_tokens - CLIP_MARKS), cut)
+        return clip_count(_offsets_by(self._clip_tokenizer), prompt, clip_tokens)
 
 
-def _not_read(prompt: str, offsets: list[tuple[int, int]], limit: int, *, start: int) -> str:
-    """The end of a prompt behind the first ``limit`` tokens; a letter read in part counts as not read.
-
-    Args:
-        offsets: (first, end) characters of each token in the text in which the prompt begins at ``start``.
-    """
-    return prompt[max(offsets[limit][0] - start, 0) :] if len(offsets) > limit else ""
+def _offsets_by(tokenizer: Any) -> Tokenize:
+    return lambda text: tokenizer(text, return_offsets_mapping=True)["offset_mapping"]

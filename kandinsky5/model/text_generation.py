@@ -18,6 +18,8 @@ from torch import nn
 
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.checkpoint import Checkpoint, read_json
+from kandinsky5.model.text_loading import float_weight
+from kandinsky5.model.token_count import well_formed
 
 if TYPE_CHECKING:
     from kandinsky5.model.text_picture import Sight
@@ -60,7 +62,8 @@ class OutputLayer(nn.Module):
                 if _is_tied(folder):
                     return None
                 raise CheckpointError(folder, "has no output layer (lm_head): it cannot write")
-            return cls(checkpoint.read(name).to(device=device, dtype=dtype))
+            weight = float_weight(checkpoint, name, dtype)
+            return cls(weight.to(device=device, dtype=dtype))
 
 
 def can_write(folder: Path) -> bool:
@@ -79,6 +82,8 @@ def _name_in(checkpoint: Checkpoint) -> str | None:
 
 
 def _is_tied(folder: Path) -> bool:
+    if not folder.is_dir():  # a single file says nothing of it; the published model's is its own
+        return False
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
@@ -199,8 +204,3 @@ def drawn(logits: torch.Tensor, written: Sequence[int], generator: torch.Generat
     if not bool(torch.isfinite(chances).all()):
         return None
     return int(best.indices[torch.multinomial(chances, 1, generator=generator)])
-
-
-def well_formed(prompt: str) -> str:
-    """The prompt with halves of UTF-16 pairs joined, or replaced when alone; tokenizers need it."""
-    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,7 @@
-"""Text encoders and tokenizers from their folders, in any layout they are published in.
+"""Text encoders from folders, in any layout they are published in, or single files; tokenizers from folders.
+
+Of a single file the configuration is the published one, in the dimensions of its tensors. Weights in fp8
+are multiplied by their scales as they are read.
 
 transformers gives the classes; the weights are read by our own reader, which checks a file before it
 trusts it, maps nothing into memory and holds one tensor at a time beside the model. Nothing is downloaded.
@@ -7,8 +10,7 @@ trusts it, maps nothing into memory and holds one tensor at a time beside the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +20,66 @@ from torch import nn
 from kandinsky5.errors import CheckpointError
 from kandinsky5.model.checkpoint import Checkpoint, read_json
 from kandinsky5.model.reader import put_tensor
+from kandinsky5.model.recipes import float_rows
 from kandinsky5.model.safetensors_file import shown
-
-QWEN_TYPES = ("qwen2_5_vl", "qwen2_5_vl_text")
-_CLIP_TYPES = ("clip", "clip_text_model")
-"""``model_type`` of the configurations that fit."""
-_FLOATS = ("F16", "BF16", "F32", "F64")
+from kandinsky5.model.text_config import CLIP_TYPES, QWEN_TYPES, encoder_config, quiet_library
+from kandinsky5.model.text_names import OUTER_NAMES, TOWER_NAMES, stored_names
+from kandinsky5.model.weights import FLOAT8, FLOATS, stored_float
 
 _PUBLISHED_PIXELS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384}
 """Of a picture as Qwen2.5-VL-7B-Instruct sees it; smaller and larger ones are scaled."""
 
-OUTER_NAMES = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?")
-"""What savers of different versions put before the names of the language part."""
-TOWER_NAMES = re.compile(r"(model\.)?visual\.")
-"""The same for the vision tower."""
 
-
-def load_qwen(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_qwen(path: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The language part of Qwen2.5-VL as a frozen ``Qwen2_5_VLTextModel``.
 
+    Args:
+        path: a folder with config.json and weights, or a single file.
+        device: where the weights go.
+        dtype: of all of them, whatever the file has.
+
     Raises:
-        CheckpointError: the folder is missing, broken or of another model.
+        CheckpointError: missing, broken or of another model.
     """
-    with EncoderReader.of_qwen(folder, dtype=dtype) as reader:
+    with EncoderReader.of_qwen(path, dtype=dtype) as reader:
         return reader.load(device)
 
 
-def load_vision_tower(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_vision_tower(path: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The part of Qwen2.5-VL that sees, as a frozen ``Qwen2_5_VisionTransformerPretrainedModel``.
 
+    Arguments as for :func:`load_qwen`.
+
     Raises:
-        CheckpointError: the folder is missing, broken, of another model, or without a vision tower.
+        CheckpointError: missing, broken, of another model, or without a vision tower.
     """
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
     tower = qwen.Qwen2_5_VisionTransformerPretrainedModel
     with EncoderReader(
-        tower, folder, QWEN_TYPES[:1], dtype=dtype, part="vision_config", outer=TOWER_NAMES
+        tower, path, QWEN_TYPES[:1], dtype=dtype, part="vision_config", outer=TOWER_NAMES
     ) as reader:
         return reader.load(device)
 
 
-def without_parts(folder: Path) -> Any:
-    """A ``Qwen2_5_VLModel`` of the folder's dimensions that joins a tower and a language part.
+def without_parts(path: Path) -> Any:
+    """A ``Qwen2_5_VLModel`` of an encoder's dimensions that joins a tower and a language part.
+
+    Args:
+        path: a folder or a single file.
 
     Raises:
-        CheckpointError: the folder's config.json is missing, broken or of another model.
+        CheckpointError: the folder's config.json, or the file, is missing, broken or of another model.
     """
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-    model = _without_weights(Qwen2_5_VLModel, folder, QWEN_TYPES[:1], part=None).eval()
+    model = _without_weights(Qwen2_5_VLModel, path, QWEN_TYPES[:1], part=None).eval()
     model.visual = model.language_model = None
     return model
 
 
 def load_picture_processor(folder: Path) -> Any:
-    """What makes patches of a picture, by PIL; the published settings where the folder has none.
+    """What makes patches of a picture, by PIL; the published settings where the folder, or file, has none.
 
     Raises:
         CheckpointError: its preprocessor_config.json cannot be used.
@@ -84,19 +90,21 @@ def load_picture_processor(folder: Path) -> Any:
     if not path.is_file():
         return Qwen2VLImageProcessorPil(**_PUBLISHED_PIXELS)
     read_json(path)  # on broken JSON the library's own error names no file
-    with _quiet(path):
+    with quiet_library(path):
         return Qwen2VLImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
 
 
-def load_clip(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_clip(path: Path, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The text part of CLIP as a frozen ``CLIPTextModel``.
 
+    Arguments as for :func:`load_qwen`.
+
     Raises:
-        CheckpointError: the folder is missing, broken or of another model.
+        CheckpointError: missing, broken or of another model.
     """
     from transformers import CLIPTextModel
 
-    with EncoderReader(CLIPTextModel, folder, _CLIP_TYPES, dtype=dtype) as reader:
+    with EncoderReader(CLIPTextModel, path, CLIP_TYPES, dtype=dtype) as reader:
         return reader.load(device)
 
 
@@ -149,7 +157,7 @@ def _load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
     for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             read_json(folder / name)
-    with _quiet(folder):
+    with quiet_library(folder):
         return tokenizer_class.from_pretrained(str(folder), local_files_only=True)
 
 
@@ -157,8 +165,8 @@ class EncoderReader:
     """A checked encoder without its weights, and the weights in their file. Close it, or use ``with``.
 
     Args:
-        model_class: of transformers, made of the folder's configuration.
-        folder: with config.json and weights.
+        model_class: of transformers, made of the encoder's configuration.
+        path: a folder with config.json and weights, or a single file.
         types: ``model_type`` of the configurations that fit.
         dtype: of the weights.
         part: of the configuration, where it has it.
@@ -168,26 +176,26 @@ class EncoderReader:
         model: parameters on the meta device, its few buffers as computed, on the CPU.
 
     Raises:
-        CheckpointError: the folder is missing, broken or of another model.
+        CheckpointError: it is missing, broken or of another model.
     """
 
     def __init__(
         self,
         model_class: Any,
-        folder: Path,
+        path: Path,
         types: tuple[str, ...],
         *,
         dtype: torch.dtype,
         part: str = "text_config",
         outer: re.Pattern[str] = OUTER_NAMES,
     ) -> None:
-        if not folder.is_dir():
-            raise CheckpointError(folder, "no such folder; it should hold a text encoder")
-        model = _without_weights(model_class, folder, types, part)
-        self._checkpoint = Checkpoint(folder)
+        if not path.exists():
+            raise CheckpointError(path, "no such folder; it should hold a text encoder")
+        model = _without_weights(model_class, path, types, part)
+        self._checkpoint = Checkpoint(path)
+        self._dtype = dtype
         try:
-            stored = self._checkpoint.tensors
-            names = {n[found.end() :]: n for n in stored if (found := outer.match(n))}
+            names = stored_names(outer, self._checkpoint.tensors)
             _check_weights(model, self._checkpoint, names)
         except BaseException:
             self.close()
@@ -198,11 +206,11 @@ class EncoderReader:
         self.model = model.eval()
 
     @classmethod
-    def of_qwen(cls, folder: Path, *, dtype: torch.dtype) -> EncoderReader:
+    def of_qwen(cls, path: Path, *, dtype: torch.dtype) -> EncoderReader:
         """The language part of Qwen2.5-VL, as :func:`load_qwen` gives it."""
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
-        return cls(Qwen2_5_VLTextModel, folder, QWEN_TYPES, dtype=dtype)
+        return cls(Qwen2_5_VLTextModel, path, QWEN_TYPES, dtype=dtype)
 
     def read_into(self, targets: Mapping[str, torch.Tensor]) -> None:
         """Fill tensors of main memory; several threads may do so at once.
@@ -211,7 +219,7 @@ class EncoderReader:
             targets: name in ``model.state_dict()`` → tensor of that shape and any floating dtype.
 
         Raises:
-            CheckpointError: the file cannot be read or has become shorter.
+            CheckpointError: the file cannot be read, has become shorter or is another one by now.
         """
         done: set[str] = set()
         for name in targets:
@@ -221,6 +229,7 @@ class EncoderReader:
                 done.add(made)
                 if made in targets:
                     targets[made].copy_(tensor)
+        self._checkpoint.check_unchanged()
 
     def load(self, device: torch.device) -> Any:
         """The model with all its weights on a device, one at a time from the file."""
@@ -235,7 +244,11 @@ class EncoderReader:
 
     def _made_of(self, name: str) -> dict[str, torch.Tensor]:
         """All tensors of the model that are made of the stored one that ``name`` is made of."""
-        return {name: self._checkpoint.read(self._places[name])}
+        return {name: self._stored_weight(name)}
+
+    def _stored_weight(self, name: str) -> torch.Tensor:
+        """The stored tensor that ``name`` is made of, as floats of 16 bits or more."""
+        return float_weight(self._checkpoint, self._places[name], self._dtype)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -248,24 +261,31 @@ class EncoderReader:
         self.close()
 
 
-def _without_weights(
-    model_class: Any, folder: Path, types: tuple[str, ...], part: str | None
-) -> Any:
-    """The model of a folder's ``config.json``: parameters on the meta device, buffers as computed.
+def float_weight(checkpoint: Checkpoint, stored: str, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a file as it is, or in ``dtype`` where it is float8, with or without a scale.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has it in another format.
+    """
+    tensor = stored_float(checkpoint, stored)
+    if tensor.is_plain:
+        return checkpoint.read(stored)
+    whole = torch.empty(tensor.info.shape, dtype=dtype)
+    for first, rows in float_rows(checkpoint, tensor):
+        whole[first : first + len(rows)].copy_(rows)
+    return whole
+
+
+def _without_weights(model_class: Any, path: Path, types: tuple[str, ...], part: str | None) -> Any:
+    """The model of a folder or file: parameters on the meta device, buffers as computed.
 
     ``part`` names the part of the configuration it is made of; where there is none, it is made of the whole.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig
 
-    path = folder / "config.json"
-    found = read_json(path).get("model_type")
-    if found not in types:
-        raise CheckpointError(
-            path, f"model_type {found!r}, but {' or '.join(types)} is needed here"
-        )
-    with _quiet(path), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = encoder_config(path, types)
+    named = path / "config.json" if path.is_dir() else path
+    with quiet_library(named), init_empty_weights(include_buffers=False):
         return model_class(config if part is None else getattr(config, part, config))
 
 
@@ -282,32 +302,13 @@ def _check_weights(model: nn.Module, checkpoint: Checkpoint, places: dict[str, s
         if info.shape != tuple(tensor.shape):
             raise CheckpointError(
                 checkpoint.path,
-                f"{shown(places[ours])} has shape {list(info.shape)}, by its config.json "
+                f"{shown(places[ours])} has shape {list(info.shape)}, by its configuration "
                 f"{list(tensor.shape)}; download both again",
             )
-        if info.dtype not in _FLOATS:
+        if info.dtype not in FLOATS | FLOAT8:
             raise CheckpointError(
                 checkpoint.path,
-                f"{shown(places[ours])} has dtype {info.dtype}; weights in bf16, fp16 or fp32 are "
-                "needed",
+                f"{shown(places[ours])} has dtype {info.dtype}; weights in bf16, fp16, fp32 or fp8 "
+                "are needed",
             )
-
-
-@contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Keep transformers from printing; what it raises on broken files becomes one line about ``path``."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(path, f"cannot be used ({reason}); download it again") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        stored_float(checkpoint, places[ours])

@@ -114,7 +114,7 @@ class Nf4Reader(EncoderReader):
         path, _, leaf = name.rpartition(".")
         if path not in self._quantised or leaf not in _PACKED:
             return super()._made_of(name)
-        stored = self._checkpoint.read(self._places[name]).to(self._quantise_on)
+        stored = self._stored_weight(name).to(self._quantise_on)
         packed, absmax = quantised(stored)
         return {f"{path}.weight": packed, f"{path}.absmax": absmax}
 
@@ -187,7 +187,11 @@ def quantised(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def nf4_problem(device: torch.device) -> str | None:
-    """Why NF4 cannot be used on a device; None where a small layer gave right numbers there."""
+    """Why NF4 cannot be used on a device; None where a small layer gave right numbers there.
+
+    Raises:
+        torch.OutOfMemoryError: no room for the layer; the next call tries again.
+    """
     try:
         _library()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -197,6 +201,8 @@ def nf4_problem(device: torch.device) -> str | None:
     try:
         error_of_levels, error_of_product = _self_test(device)
     except (RuntimeError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise torch.OutOfMemoryError(str(error)) from error
         return f"bitsandbytes does not work on {device} ({_first_line(error)})"
     if not error_of_levels <= MAX_QUANTISATION_ERROR or not error_of_product <= TOLERANCE:
         return (

@@ -110,6 +110,10 @@ class Sight:
         then: Sequence[int] = (),
         use_cache: bool = False,
     ) -> Any:
+        config = self._model.config
+        marks_of_pictures = (config.image_token_id, config.video_token_id)
+        # Typed into a prompt they would count as pictures that nobody gave.
+        prompt_ids = [number for number in prompt_ids if number not in marks_of_pictures]
         seen = self._processor(images=picture, return_tensors="pt")
         grid = seen["image_grid_thw"]
         cells = int(grid.prod()) // self._processor.merge_size**2
@@ -122,7 +126,7 @@ class Sight:
         try:
             return model(
                 input_ids=ids,
-                mm_token_type_ids=(ids == model.config.image_token_id).int(),
+                mm_token_type_ids=(ids == config.image_token_id).int(),
                 pixel_values=seen["pixel_values"].to(device),
                 image_grid_thw=grid.to(device),
                 use_cache=use_cache,

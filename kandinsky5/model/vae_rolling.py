@@ -27,7 +27,7 @@ from kandinsky5.model.vae_frames import (
     add_attention,
     padded,
 )
-from kandinsky5.model.vae_statistics import Calibration, Samples
+from kandinsky5.model.vae_statistics import Calibration, Places, Samples
 
 
 class RollingVAEDecoder:
@@ -65,11 +65,11 @@ class RollingVAEDecoder:
         return stack.transpose(0, 1)[None]
 
     @torch.inference_mode()
-    def calibrate(self, samples: Samples) -> None:
+    def calibrate(self, samples: Samples, places: Places) -> None:
         """Fix the statistics of every norm behind ``narrow``, from samples of its features."""
-        calibration = Calibration(samples)
-        for index, (growth, resnets) in enumerate(self._levels, start=1):
-            calibration.enter(growth, widest=index == len(self._levels))
+        calibration = Calibration(samples, places)
+        for growth, resnets in self._levels:
+            calibration.enter(growth)
             for resnet in resnets:
                 calibration.fix(resnet.norm1)
                 calibration.fix(resnet.norm2, resnet.first_half)

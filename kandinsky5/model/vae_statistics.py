@@ -2,6 +2,9 @@
 
 All samples go through a layer before any goes through the next, so that each layer sees what it will see
 later: the norms before it have their final statistics by then.
+
+Where there are windows, a sample waits in main memory between two layers, cut into parts, and goes through a
+layer part by part. A part takes with it what the layer sees beyond its edges, so cutting changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ import torch
 from kandinsky5.model.vae_frames import STILL, FrameGrowth, FrameNorm, Moments, Past
 
 Step = Callable[[torch.Tensor, "Past | None"], torch.Tensor]
+Grid = Sequence[Sequence[torch.Tensor]]
+"""A frame [1, C, h, w] in rows of parts."""
+Move = Callable[[torch.Tensor], torch.Tensor]
 
+SEEN_BEYOND = 2
+"""Pixels of its input that a step sees beyond a part: of two convolutions, or of growth and two behind it."""
+
+FRAMES_KEPT = 3
+"""Of a moving sample at later levels: what it has grown to, and one or two from before (±0.1 dB)."""
 LEAST_SHARE = 1 / 4
 """Of the stills' variance is kept, whatever moving ones say: a piece may be near flat and tell nothing."""
 
@@ -28,7 +39,7 @@ class Sampled(Protocol):
     @property
     def stands_for(self) -> float: ...
     @property
-    def first(self) -> bool: ...
+    def first(self) -> float: ...
 
 
 class Samples(Protocol):
@@ -40,6 +51,17 @@ class Samples(Protocol):
     def stills(self) -> Sequence[Sampled]: ...
     @property
     def moving(self) -> Sequence[Sampled]: ...
+    @property
+    def window(self) -> tuple[int, int] | None: ...
+
+
+class Places(Protocol):
+    """Where samples wait: ``vae_tiling.statistics.Places``."""
+
+    @property
+    def park(self) -> Move: ...
+    @property
+    def fetch(self) -> Move: ...
 
 
 class Calibration:
@@ -50,24 +72,29 @@ class Calibration:
     those of its frames, and exact.
     """
 
-    def __init__(self, samples: Samples) -> None:
-        self._run = _moving(samples.run) if samples.run is not None else None
-        self._stills = [(still, _Take(_frames(still.features))) for still in samples.stills]
+    def __init__(self, samples: Samples, places: Places) -> None:
+        def take(features: torch.Tensor, *, moving: bool = False) -> _Take:
+            return _Take(features, samples.window, places, moving=moving)
+
+        self._run = take(samples.run, moving=True) if samples.run is not None else None
+        self._stills = [(still, take(still.features)) for still in samples.stills]
         self._moving = [
-            (sample, _Take(_frames(sample.features)[-1:]), _moving(sample.features))
+            (sample, take(sample.features[:, -1:]), take(sample.features, moving=True))
             for sample in samples.moving
         ]
+        self._entered = False
         self._times = 1
         """Frames to which a latent frame has grown, but the first."""
 
-    def enter(self, growth: FrameGrowth | None, *, widest: bool) -> None:
+    def enter(self, growth: FrameGrowth | None) -> None:
         """All frames are grown before the next step.
 
-        At the widest level frames are largest, and nearest in time: there one is enough from before.
+        Behind the first level frames are larger, and nearer in time: there fewer are enough from before.
         """
-        if widest:
+        if self._entered:
             for _, _, moving in self._moving:
-                moving.keep(self._times + 1)
+                moving.keep(max(FRAMES_KEPT, self._times + 1))
+        self._entered = True
         if growth is not None and growth.doubles:
             self._times *= 2
         for take in self._takes():
@@ -85,21 +112,22 @@ class Calibration:
         """Give a norm the statistics of its input, which is what ``steps`` make of the frames now."""
         if self._run is not None:
             moments = _Sums()
-            for frame in self._run.through(*steps):
-                moments.add(norm.moments_of(frame), 1.0)
+            for share, of_frames in self._run.moments(norm, *steps):
+                for of_frame in of_frames:
+                    moments.add(of_frame, share)
             norm.fix(moments.mean_and_variance())
             return
         shown, added = _Sums(), _Sums()
         for still, take in self._stills:
-            (frame,) = take.through(*steps)
-            weight = still.stands_for * self._times + float(still.first)
-            shown.add(norm.moments_of(frame), weight)
+            weight = still.stands_for * self._times + still.first
+            for share, (of_frame,) in take.moments(norm, *steps):
+                shown.add(of_frame, weight * share)
         for sample, resting, moving in self._moving:
-            (frame,) = resting.through(*steps)
-            added.add(norm.moments_of(frame), -sample.stands_for * self._times)
-            frames = [norm.moments_of(frame) for frame in moving.through(*steps)]
-            for of_frame in frames[-self._times :]:
-                added.add(of_frame, sample.stands_for)
+            for share, (of_frame,) in resting.moments(norm, *steps):
+                added.add(of_frame, -sample.stands_for * self._times * share)
+            for share, of_frames in moving.moments(norm, *steps):
+                for of_frame in of_frames[-self._times :]:
+                    added.add(of_frame, sample.stands_for * share)
         mean, variance = shown.plus(added).mean_and_variance()
         least = LEAST_SHARE * shown.mean_and_variance()[1]
         norm.fix((mean, torch.maximum(variance, least)))
@@ -121,38 +149,114 @@ class _Take:
     until the layer behind has taken it in.
     """
 
-    def __init__(self, frames: Sequence[torch.Tensor], *, moving: bool = False) -> None:
-        self._frames = deque(frames)
+    def __init__(
+        self,
+        features: torch.Tensor,
+        window: tuple[int, int] | None,
+        places: Places,
+        *,
+        moving: bool = False,
+    ) -> None:
+        """Of features [D, n, h, w]; they stay where they are if there is no window."""
+        frames = features.transpose(0, 1).split(1)
         self._moving = moving
+        self._places = places if window is not None else None
+        height, width = features.shape[2:]
+        across, down = window or (height, width)
+        self._frames: deque[Grid] = deque(
+            [[self._parked(part) for part in row] for row in _cut(frame, across, down)]
+            for frame in frames
+        )
         self.growth: FrameGrowth | None = None
 
     def work(self) -> int:
         """What working on one frame takes, to compare: a moving one brings two of the past with it."""
-        return self._frames[0][0, 0].numel() * (2 if self._moving else 1)
+        pixels = sum(part[0, 0].numel() for row in self._frames[0] for part in row)
+        return pixels * (2 if self._moving else 1)
 
     def keep(self, frames: int) -> None:
         """Let go of all but the last frames."""
         while len(self._frames) > frames:
             self._frames.popleft()
 
-    def through(self, *steps: Step, using_up: bool = False) -> Iterator[torch.Tensor]:
-        """The frames behind these steps. ``using_up`` lets go of each frame once it is through."""
+    def moments(self, norm: FrameNorm, *steps: Step) -> Iterator[tuple[float, list[Moments]]]:
+        """Of the frames behind these steps, part by part, with each part's share of a frame."""
+        area = sum(part[0, 0].numel() for row in self._frames[0] for part in row)
+        for row, column in self._places_of_parts():
+            share = self._frames[0][row][column][0, 0].numel() / area
+            yield share, list(map(norm.moments_of, self._through((row, column), steps)))
+
+    def advance(self, step: Step) -> None:
+        """Be from now on what a step makes of it."""
+        places, columns = self._places_of_parts(), len(self._frames[0][0])
+        using_up = len(places) == 1  # no other part needs a frame that is through
+        made = [
+            list(map(self._parked, self._through(place, (step,), using_up))) for place in places
+        ]
+        self._frames = deque(
+            [parts[at : at + columns] for at in range(0, len(parts), columns)]
+            for parts in zip(*made, strict=True)
+        )
+        self.growth = None
+
+    def _places_of_parts(self) -> list[tuple[int, int]]:
+        return [(r, c) for r, row in enumerate(self._frames[0]) for c, _ in enumerate(row)]
+
+    def _through(
+        self, place: tuple[int, int], steps: Sequence[Step], using_up: bool = False
+    ) -> Iterator[torch.Tensor]:
         past: Past | None = {} if self._moving else STILL
         for _ in range(len(self._frames)):
-            frame = self._frames[0]
+            grid = self._frames[0]
             if using_up:
                 self._frames.popleft()
             else:
                 self._frames.rotate(-1)
+            frame = self._seen(grid, place)
+            seen_rows, shape = frame.shape[2], (len(grid), len(grid[0]))
+            del grid
             for x in (frame,) if self.growth is None else self.growth(frame, past):
                 for step in steps:
                     x = step(x, past)
-                yield x
+                yield _inner(x, place, shape, SEEN_BEYOND * x.shape[2] // seen_rows)
+                del x  # or it would be there while the next is made
 
-    def advance(self, step: Step) -> None:
-        """Be from now on what a step makes of it."""
-        self._frames = deque(list(self.through(step, using_up=True)))
-        self.growth = None
+    def _seen(self, grid: Grid, place: tuple[int, int]) -> torch.Tensor:
+        """A part on the device, with what its neighbours have within reach."""
+        if len(grid) == len(grid[0]) == 1:
+            return self._fetched(grid[0][0])
+        near = {-1: slice(-SEEN_BEYOND, None), 0: slice(None), 1: slice(SEEN_BEYOND)}
+        rows = []
+        for row in range(max(0, place[0] - 1), min(len(grid), place[0] + 2)):
+            across = [
+                self._fetched(grid[row][column][..., near[row - place[0]], near[column - place[1]]])
+                for column in range(max(0, place[1] - 1), min(len(grid[0]), place[1] + 2))
+            ]
+            rows.append(torch.cat(across, dim=3))
+        return torch.cat(rows, dim=2)
+
+    def _parked(self, frame: torch.Tensor) -> torch.Tensor:
+        return frame if self._places is None else self._places.park(frame)
+
+    def _fetched(self, frame: torch.Tensor) -> torch.Tensor:
+        return frame if self._places is None else self._places.fetch(frame)
+
+
+def _inner(
+    x: torch.Tensor, place: tuple[int, int], shape: tuple[int, int], margin: int
+) -> torch.Tensor:
+    """A part without the margin it had on each side where it has a neighbour."""
+    for dim, at, count in zip((2, 3), place, shape, strict=True):
+        start = margin if at > 0 else 0
+        stop = x.shape[dim] - (margin if at < count - 1 else 0)
+        x = x.narrow(dim, start, stop - start)
+    return x
+
+
+def _cut(frame: torch.Tensor, height: int, width: int) -> list[list[torch.Tensor]]:
+    """Rows of parts, about equal and at most as large as said."""
+    rows = frame.tensor_split(-(-frame.shape[2] // height), dim=2)
+    return [list(row.tensor_split(-(-frame.shape[3] // width), dim=3)) for row in rows]
 
 
 class _Sums:
@@ -180,12 +284,3 @@ class _Sums:
         mean, second = torch.as_tensor(self._first), torch.as_tensor(self._second)
         mean, second = mean / self._weight, second / self._weight
         return mean.float(), (second - mean.square()).clamp(min=0.0).float()
-
-
-def _frames(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[D, n, h, w] → n of [1, D, h, w]."""
-    return features.transpose(0, 1).split(1)
-
-
-def _moving(features: torch.Tensor) -> _Take:
-    return _Take(_frames(features), moving=True)

@@ -30,6 +30,7 @@ from kandinsky5.model.safetensors_file import TensorInfo, shown
 
 FORMAT_KEY, VERSION_KEY, SCHEME_KEY = "k1_format", "k1_version", "k1_scheme"
 SOURCE_KEY = "k1_source_header_sha256"
+SOURCE_FINGERPRINT_KEY = "k1_source_fingerprint"
 """Entries of the header metadata of files this program has converted."""
 OWN_INT8_FORMAT = "k1-int8"
 OWN_INT8_VERSION = 1
@@ -190,6 +191,15 @@ def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         stored[name] = _stored(checkpoint, name, source, own)
     _refuse_orphans(checkpoint, stored.values())
     return stored
+
+
+def stored_float(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    """How one tensor lies in a file of floats, float8 ones with their scales among them.
+
+    Raises:
+        CheckpointError: another dtype, or scales that do not fit.
+    """
+    return _stored(checkpoint, name, name, None)
 
 
 def _stored(

@@ -101,6 +101,22 @@ class RunState:
         request = replace(self.request, out=None, save_latents=latents)
         return replace(self, request=request)
 
+    def computed_in(self, otherwise: Mapping[str, str]) -> RunState:
+        """The same run, to be gone on with in another way.
+
+        Args:
+            otherwise: ``attention``, ``weights`` or ``dtype``, as a request has them.
+
+        Raises:
+            UserError: a value that a request does not take.
+        """
+        request = GenerationRequest.from_dict({**self.request.to_dict(), **otherwise})
+        facts = {name: fact for name, fact in self.facts.items() if name not in otherwise}
+        settings = facts.get("settings")
+        if isinstance(settings, dict):
+            facts["settings"] = {n: value for n, value in settings.items() if n not in otherwise}
+        return replace(self, request=request, facts=facts)
+
     def check_checkpoints(self, found: Mapping[str, str | None]) -> None:
         """Refuse to go on with other weights than the run began with.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ class ChosenLora:
         """What the user should know of it."""
         file = self.file
         said = f"LoRA {file.path.name}: {file.matched} of {file.total} tensors match"
-        if file.unmatched:
-            said += f" (not {file.unmatched[0][:80]})"
+        if file.shortfall:
+            said += f" (not {file.shortfall})"
         if file.trigger:
             said += f"; its trigger goes before the prompt: {file.trigger.strip()[:80]}"
         return said
@@ -122,7 +123,7 @@ def lora_path(text: str, models_dirs: Sequence[Path]) -> Path:
     name = text.strip()
     for folder in models_dirs:
         for place in (folder / LORA_FOLDER / name, folder / name):
-            if name and "\0" not in name and place.is_file():
+            if name and os.path.isfile(place):  # unlike Path's it only answers, whatever the name
                 return place
     path = typed_path("loras", text)
     if path.is_dir():

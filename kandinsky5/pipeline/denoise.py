@@ -1,19 +1,20 @@
 """The way from noise to a latent: schedule, guidance, Euler steps.
 
-Latents here are [T, H, W, C] float32 on the device; t runs from 1 (noise) to 0.
+Latents here are [T, H, W, C] float32 on the device; t runs from 1 (noise) to 0. Inside the loop they are in
+the order in which the transformer takes the tokens, for everyone outside in raster order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 
 from kandinsky5.errors import NotFinite, Stopped
 from kandinsky5.model.dit import DiTConfig, Residual, StepConditioning
+from kandinsky5.model.positions import VisualPositions
 from kandinsky5.model.text import Conditioning
 from kandinsky5.pipeline.cache import StepCache
 from kandinsky5.pipeline.model_inputs import ModelInputs, inputs_for
@@ -28,12 +29,16 @@ class Transformer(Protocol):
         self, conditionings: Sequence[Conditioning], times: Sequence[float]
     ) -> Sequence[Sequence[StepConditioning]]: ...
 
+    def positions(
+        self, latent: torch.Tensor, *, rope_scale: tuple[float, float, float]
+    ) -> VisualPositions: ...
+
     def evaluate(
         self,
         x: torch.Tensor,
         branches: Sequence[StepConditioning],
+        positions: VisualPositions,
         *,
-        rope_scale: tuple[float, float, float],
         residuals: Sequence[Residual | None] | None,
     ) -> list[torch.Tensor]: ...
 
@@ -101,6 +106,7 @@ class StepState:
     """The run after a step: steps done, the latent, the velocity that led to it, and both times.
 
     Attributes:
+        latent, velocity: [T, H, W, C] float32 in raster order.
         evaluations_run, evaluations_skipped: in this step.
     """
 
@@ -167,7 +173,6 @@ def denoise(
         NotFinite: a step gave NaN or infinity; ``on_step`` is not told of it.
         ValueError: ``start_step`` beyond the schedule.
     """
-    latent = noise.clone()
     moments = times.tolist()
     total = len(moments) - 1
     if not 0 <= start_step <= total:
@@ -178,26 +183,40 @@ def denoise(
     counts, inputs = guidance.branches(total), inputs or inputs_for(transformer.config, None)
     plan = [(False,) * count if cache is None else cache.skips(i) for i, count in enumerate(counts)]
     expect_passes(sum(not all(skips) for skips in plan[start_step:]))
-    for step, (time, next_time) in enumerate(pairwise(moments)):
-        if step < start_step:
-            continue
+    positions = transformer.positions(noise, rope_scale=rope_scale)
+    order = positions.order
+    latent, around = order.arranged(noise.clone()), inputs.arranged(order)
+    for step in range(start_step, total):
         if should_stop():
             raise Stopped(f"stopped before step {step + 1} of {total}")
-        latent = inputs.begun(latent)
-        skips = plan[step]
-        velocities = transformer.evaluate(
-            inputs.of(latent),
-            conditioning.branches(step, skips),
-            rope_scale=rope_scale,
-            residuals=None if cache is None else cache.residuals(step),
+        time, next_time, skips = moments[step], moments[step + 1], plan[step]
+        latent = around.begun(latent)
+        velocity = guided(
+            transformer.evaluate(
+                around.of(latent),
+                conditioning.branches(step, skips),
+                positions,
+                residuals=None if cache is None else cache.residuals(step),
+            ),
+            guidance.scale,
         )
-        velocity = guided(velocities, guidance.scale)
         latent = latent + (next_time - time) * velocity
         if not latent.isfinite().all():
             raise NotFinite(step + 1, total)
-        done, skipped = skips.count(False), skips.count(True)
-        on_step(StepState(step + 1, total, latent, velocity, time, next_time, done, skipped))
-    return inputs.finished(latent)
+        on_step(
+            StepState(
+                step=step + 1,
+                total=total,
+                latent=order.restored(latent),
+                velocity=order.restored(velocity),
+                time=time,
+                next_time=next_time,
+                evaluations_run=skips.count(False),
+                evaluations_skipped=skips.count(True),
+            )
+        )
+        del velocity  # the next evaluation needs the room
+    return inputs.finished(order.restored(latent))
 
 
 def guided(velocities: Sequence[torch.Tensor], scale: float) -> torch.Tensor:

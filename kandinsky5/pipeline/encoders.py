@@ -15,6 +15,7 @@ from kandinsky5.memory.layout import BlockLayout
 from kandinsky5.memory.residency import Tenant
 from kandinsky5.memory.source import DiskSource, PinnedSource
 from kandinsky5.memory.streamer import Streamer
+from kandinsky5.memory.text_stages import EncoderUse
 from kandinsky5.memory.whole import Home, WholeTenant, part_on_device, to_device, to_host
 from kandinsky5.model.files import ModelFiles
 from kandinsky5.model.text import TextEncoders
@@ -28,25 +29,21 @@ LAYERS, TABLE = "layers.", "embed_tokens."
 
 def text_tenant(
     files: ModelFiles,
+    use: EncoderUse,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    source: str,
     home: Home,
-    weights: str = "bf16",
-    slots: int = 2,
     sees: bool = False,
 ) -> Tenant[TextEncoders]:
     """Both text encoders.
 
     Args:
         files: where they are.
+        use: how Qwen's layers lie while it computes, to the number of buffers, as it was planned.
         device: where they compute.
-        dtype: of Qwen's weights.
-        weights: ``nf4``, or anything else for all of them in ``dtype``.
-        source: where Qwen's layers are while it computes: ``resident``, ``pinned`` or ``disk``.
-        home: where the encoders wait between uses; streamed ones keep their layers if it is ``ram``.
-        slots: buffers for streamed layers.
+        dtype: of Qwen's weights, save those in NF4.
+        home: where encoders that are used whole wait between uses; pinned layers stay where they are.
         sees: whether Qwen is to see pictures; its vision tower is read then.
     """
 
@@ -54,7 +51,7 @@ def text_tenant(
         return Sight.load(files.text_encoder, device=where, dtype=dtype) if sees else None
 
     def opened() -> EncoderReader:
-        return open_qwen(files.text_encoder, dtype=dtype, weights=weights, device=device)
+        return open_qwen(files.text_encoder, dtype=dtype, weights=use.weights, device=device)
 
     def loaded(where: torch.device) -> TextEncoders:
         def qwen() -> Any:
@@ -63,23 +60,14 @@ def text_tenant(
 
         return TextEncoders.load(files, device=where, dtype=dtype, qwen=qwen, sight=sight(where))
 
-    if source == "resident":
+    if use.source == "resident":
         return WholeTenant(
             loaded,
             lambda encoders: encoders.modules,
             device=device,
             home=home,
         )
-    pinned = source == "pinned" or home == "ram"
-    return StreamedText(
-        files,
-        opened,
-        device=device,
-        dtype=dtype,
-        pinned=pinned,
-        slots=slots,
-        sight=sight,
-    )
+    return StreamedText(files, opened, use, device=device, dtype=dtype, sight=sight)
 
 
 @dataclass(frozen=True)
@@ -115,14 +103,14 @@ def voice_tenant(
 
 
 class StreamedText:
-    """Qwen through two slots on the device; its table of embeddings stays in main memory.
+    """Qwen through a few slots on the device; its table of embeddings stays in main memory.
 
     CLIP is small and goes to the device as a whole. See :class:`kandinsky5.memory.residency.Tenant`.
 
     Args:
         opened: gives Qwen without its weights, to be read.
-        pinned: keep the layers in page-locked main memory instead of reading them each time.
-        slots: buffers for the layers on the device.
+        use: ``pinned`` layers stay in page-locked main memory, those on ``disk`` are read in each pass;
+            with so many slots and slabs of the ring.
         sight: reads the vision tower, if it is wanted, each time: it is small beside the layers.
     """
 
@@ -130,15 +118,15 @@ class StreamedText:
         self,
         files: ModelFiles,
         opened: Callable[[], EncoderReader],
+        use: EncoderUse,
         *,
         device: torch.device,
         dtype: torch.dtype,
-        pinned: bool,
-        slots: int,
         sight: Callable[[torch.device], Sight | None],
     ) -> None:
         self._files, self._opened, self._device, self._dtype = files, opened, device, dtype
-        self._pinned, self._slots, self._sight = pinned, slots, sight
+        self._use, self._sight = use, sight
+        self._passes: int | None = None
         self._reader: EncoderReader | None = None
         self._source: PinnedSource | DiskSource | None = None
         self._in_use = ExitStack()
@@ -146,6 +134,13 @@ class StreamedText:
     @property
     def host_bytes(self) -> int:
         return 0 if self._source is None else self._source.host_bytes
+
+    def expect(self, passes: int | None) -> None:
+        """So many passes through the layers come in each use from the next one on, at most.
+
+        Nothing is read or copied behind the last of them; None sets no end.
+        """
+        self._passes = passes
 
     def enter(self) -> TextEncoders:
         if self._reader is None:
@@ -163,7 +158,13 @@ class StreamedText:
             undo.callback(qwen.rotary_emb.to, "cpu")
             qwen.rotary_emb.to(self._device)
             undo.enter_context(
-                Streamer(qwen.layers, self._source, device=self._device, slots=self._slots)
+                Streamer(
+                    qwen.layers,
+                    self._source,
+                    device=self._device,
+                    slots=self._use.slots,
+                    passes=self._passes,
+                )
             )
             for hook in self._around_the_table(qwen.embed_tokens):
                 undo.callback(hook.remove)
@@ -196,8 +197,10 @@ class StreamedText:
             views = layouts[index].views(slab)
             reader.read_into({f"{LAYERS}{index}.{name}": view for name, view in views.items()})
 
-        kind = PinnedSource if self._pinned else DiskSource
-        return kind(layouts, fill, page_lock=page_lock_for(self._device))
+        page_lock = page_lock_for(self._device)
+        if self._use.source == "pinned":
+            return PinnedSource(layouts, fill, page_lock=page_lock)
+        return DiskSource(layouts, fill, ring=self._use.ring, page_lock=page_lock)
 
     def _around_the_table(
         self, table: nn.Module

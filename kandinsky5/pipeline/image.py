@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kandinsky5.errors import UserError
-from kandinsky5.picture_sizes import MAX_PIXELS
+from kandinsky5.picture_sizes import MAX_PIXELS, Cover
 
 
 def read_image(path: str) -> Image.Image:
@@ -21,7 +22,9 @@ def read_image(path: str) -> Image.Image:
         UserError: no such file, not a picture, damaged, or more than 100 megapixels.
     """
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not os.path.isfile(
+        file
+    ):  # unlike Path's it only answers, to a name that is too long as well
         raise UserError("image", path, "the path of an existing picture (PNG, JPEG, WebP)")
     try:
         with warnings.catch_warnings():
@@ -53,8 +56,8 @@ def as_seen(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def _covering(picture: Image.Image, width: int, height: int) -> Image.Image:
-    scale = max(width / picture.width, height / picture.height)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    cover = Cover.of(picture.size, (width, height))
+    size = cover.scaled_px
     scaled = picture.resize(size, Image.Resampling.BILINEAR) if size != picture.size else picture
-    left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
+    left, top = cover.offset_px
     return scaled.crop((left, top, left + width, top + height))

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.positions import TokenOrder
 from kandinsky5.presets import Preset
 
 NORMALISED_FRAMES = 4
@@ -26,6 +27,9 @@ STD_SLACK = (-0.10, 0.25)
 class ModelInputs(Protocol):
     """What stands around the latent in the loop."""
 
+    def arranged(self, order: TokenOrder) -> ModelInputs:
+        """The same for latents in this order, which ``begun`` and ``of`` then take and give."""
+
     def begun(self, latent: torch.Tensor) -> torch.Tensor:
         """The latent as a step begins with it."""
 
@@ -33,7 +37,7 @@ class ModelInputs(Protocol):
         """A latent [T, H, W, C] as the transformer takes it, [T, H, W, config.input_channels]."""
 
     def finished(self, latent: torch.Tensor) -> torch.Tensor:
-        """The latent as the last step leaves it → the result."""
+        """The latent as the last step leaves it, in raster order → the result."""
 
 
 def config_for(config: DiTConfig, preset: Preset) -> DiTConfig:
@@ -72,6 +76,9 @@ class Alone:
 
     conditions: int = 0
 
+    def arranged(self, order: TokenOrder) -> Alone:
+        return self
+
     def begun(self, latent: torch.Tensor) -> torch.Tensor:
         return latent
 
@@ -94,6 +101,9 @@ class FirstFrame:
 
     picture: torch.Tensor
 
+    def arranged(self, order: TokenOrder) -> FirstFrame:
+        return FirstFrame(order.arranged(self.picture))
+
     def begun(self, latent: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.picture, latent[1:]])
 
@@ -111,6 +121,9 @@ class Edited:
     """A picture that is made out of another one, which stands beside the latent."""
 
     picture: torch.Tensor
+
+    def arranged(self, order: TokenOrder) -> Edited:
+        return Edited(order.arranged(self.picture))
 
     def begun(self, latent: torch.Tensor) -> torch.Tensor:
         return latent

@@ -12,14 +12,14 @@ import torch
 from kandinsky5.errors import CheckpointError
 from kandinsky5.events import reading
 from kandinsky5.memory.residency import Residency
-from kandinsky5.memory.text_stages import EncoderUse
+from kandinsky5.memory.text_stages import EXPANSION_TOKENS, EncoderUse
 from kandinsky5.memory.whole import Home, WholeTenant
 from kandinsky5.model import vae_loading
 from kandinsky5.model.file_stamp import FileStamp, file_stamp
 from kandinsky5.model.loading import load_vae
 from kandinsky5.model.reader import TransformerReader
 from kandinsky5.model.text import TextEncoders
-from kandinsky5.pipeline.encoders import Voice, text_tenant, voice_tenant
+from kandinsky5.pipeline.encoders import StreamedText, Voice, text_tenant, voice_tenant
 from kandinsky5.pipeline.job import Job, PaintingJob
 from kandinsky5.pipeline.planning import home_of, placement_of, settings_of
 from kandinsky5.pipeline.transformer import RunningTransformer, TransformerTenant
@@ -28,6 +28,8 @@ Model = TypeVar("Model")
 TEXT, TRANSFORMER, VAE = "text encoder", "transformer", "VAE"
 WRITER, VOICE = "text encoder that writes", "output layer"
 """Roles, as they are named to the user."""
+_NAMES = {TEXT: "text encoders", TRANSFORMER: TRANSFORMER, VAE: VAE}
+"""Role → name in the plan."""
 
 
 class Models:
@@ -47,6 +49,15 @@ class Models:
         self._models.host_budget_bytes = job.plan.budget.ram_bytes
         self._models.keep_within_budget()
 
+    def done_with(self, job: Job, *roles: str) -> None:
+        """Let go of these, their stages being over, where the plan keeps them nowhere.
+
+        Not as soon as each is left: until then a stage may come to it again.
+        """
+        gone = [role for role in roles if home_of(job.plan, _NAMES[role]) == "disk"]
+        if gone:
+            self._models.release(*gone)
+
     def release(self) -> None:
         """Let go of all of them."""
         self._models.release()
@@ -54,27 +65,30 @@ class Models:
     def text_encoders(
         self, job: PaintingJob, use: EncoderUse | None = None
     ) -> AbstractContextManager[TextEncoders]:
-        """Both text encoders, as the plan has them for encoding, or for another use.
+        """Both text encoders, as the plan has them for encoding, or for expanding in a use of its own.
 
         What is otherwise than for encoding is let go after use: the encoders that encode wait beside it.
         """
+        passes = job.plan.job.branches if use is None else EXPANSION_TOKENS
         use = use or job.plan.text.encode
         is_apart = use != job.plan.text.encode
         role = WRITER if is_apart else TEXT
         home: Home = "disk" if is_apart else home_of(job.plan, "text encoders")
-        lease = self._models.lease(
+        tenant = self._models.tenant(
             role,
             self._text_key(job, use),
             lambda: text_tenant(
                 job.files,
+                use,
                 device=job.device,
                 dtype=job.dtype,
-                source=use.source,
-                weights=use.weights,
                 home=home,
                 sees=job.plan.job.encoder_sees,
             ),
         )
+        if isinstance(tenant, StreamedText):
+            tenant.expect(passes)
+        lease = self._models.lease_of(role, tenant)
         lease = self._then_released(role, lease) if is_apart else lease
         return _told(job, job.files.text_encoder, lease)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from kandinsky5.errors import CheckpointError, K1Error, UserError
 from kandinsky5.model.checkpoint import Checkpoint
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
-from kandinsky5.model.files import locate_model, parts_at_hand, typed_transformer
+from kandinsky5.model.facts import text_encoder_facts
+from kandinsky5.model.files import locate_model, parts_at_hand, typed_path, typed_transformer
 from kandinsky5.model.inspect import FileReport, check_fits, inspect_file
 from kandinsky5.model.lora import layer_sizes
 from kandinsky5.model.lora_file import LayerSizes, open_lora
+from kandinsky5.model.text_generation import can_write
 from kandinsky5.pipeline.adapters import lora_path
 from kandinsky5.pipeline.planning import file_format
 from kandinsky5.presets import PRESETS, Preset
@@ -53,8 +56,9 @@ def describe_files(named: NamedFiles, models_dirs: Sequence[Path] = ()) -> dict[
         JSON-ready: ``dit`` and ``model_dir``, None where not named, else {problem} or {name, model,
         task_hint, quantization, weights, parameters, config, notices}, a folder beside a ``dit`` {name,
         supplies}; ``loras``, a list of {problem} or {name, variant, tensors, matched, unmatched, trigger,
-        parameters}, ``matched`` None while no transformer is known; ``missing``, the parts of the preset's
-        own model that are not on this machine, of no account where a folder is named.
+        parameters}, ``matched`` None while no transformer is known; ``text_encoder``, None while none is
+        found or it is the built-in one, else {dimensions, writes}; ``missing``, the parts of the preset's own
+        model that are not on this machine, of no account where a folder is named.
     """
     dit = _transformer(named, named.dit) if named.dit else None
     usable = dit is None or "problem" not in dit
@@ -65,7 +69,13 @@ def describe_files(named: NamedFiles, models_dirs: Sequence[Path] = ()) -> dict[
             layers = layer_sizes(DiffusionTransformer3D(config))
     loras = [_lora(text, models_dirs, layers) for text in named.loras]
     missing = [] if named.model_dir else missing_parts(PRESETS[named.preset], models_dirs)
-    return {"dit": dit, "model_dir": folder, "loras": loras, "missing": missing}
+    return {
+        "dit": dit,
+        "model_dir": folder,
+        "loras": loras,
+        "text_encoder": _text_encoder(named, models_dirs),
+        "missing": missing,
+    }
 
 
 def missing_parts(preset: Preset, models_dirs: Sequence[Path]) -> list[str]:
@@ -89,9 +99,10 @@ def _folder(named: NamedFiles, models_dirs: Sequence[Path]) -> dict[str, Any]:
     """The transformer of a folder that holds the whole model; beside one's own, that the rest is there."""
     try:
         files = locate_model(named, models_dirs)
+        name = typed_path("model_dir", named.model_dir or "").resolve().name
         if named.dit:
-            return {"name": files.vae.parent.name, "supplies": "text encoders and VAE"}
-        return {**_described(files.transformer, named.preset), "name": files.vae.parent.name}
+            return {"name": name, "supplies": "text encoders and VAE"}
+        return {**_described(files.transformer, named.preset), "name": name}
     except UserError as error:
         return {"problem": error.allowed}
     except CheckpointError as error:
@@ -118,8 +129,29 @@ def _described(path: Path, preset: str) -> dict[str, Any]:
 
 
 def _what_else(report: FileReport) -> str:
-    where = "; name it as a LoRA" if report.kind == "lora" else ""
+    if report.kind in ("vae", "text encoder"):
+        where = "; keep it in a folder for models, where it is found by what is in it"
+    else:
+        where = "; name it as a LoRA" if report.kind == "lora" else ""
     return f"is a {report.kind}, not a transformer{where}"
+
+
+def _text_encoder(named: NamedFiles, models_dirs: Sequence[Path]) -> dict[str, Any] | None:
+    """What a plan needs to know of the text encoder that a job would use; None for the preset's own row."""
+    preset = PRESETS[named.preset]
+    if preset.is_builtin:
+        return None
+    try:
+        if named.model_dir:
+            path: Path | None = locate_model(named, models_dirs).text_encoder
+        else:
+            path = parts_at_hand(preset, models_dirs).get("text_encoder")
+        facts = None if path is None else text_encoder_facts(path)
+        if path is None or facts is None:
+            return None
+        return {"dimensions": dataclasses.asdict(facts), "writes": can_write(path)}
+    except K1Error:
+        return None  # what is wrong is said of the folder, or when the job begins
 
 
 def _config(
@@ -157,7 +189,7 @@ def _lora(text: str, models_dirs: Sequence[Path], layers: LayerSizes | None) -> 
     return {
         **told,
         "matched": file.matched,
-        "unmatched": file.unmatched[0][:80] if file.unmatched else None,
+        "unmatched": file.shortfall or None,
         "trigger": file.trigger.strip()[:80],
         "parameters": file.parameters,
     }

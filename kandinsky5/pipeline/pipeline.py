@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,12 +27,14 @@ from kandinsky5.output.tensor_store import TensorStore
 from kandinsky5.pipeline.accept import accept, accept_latents, accept_saved
 from kandinsky5.pipeline.cache import StepCache
 from kandinsky5.pipeline.codec import encode_image
+from kandinsky5.pipeline.decodable import read_decodable
 from kandinsky5.pipeline.denoise import Guidance, denoise, draw_noise, schedule
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache, default_folder
 from kandinsky5.pipeline.expanded_prompt import ExpandedPrompt
 from kandinsky5.pipeline.image import to_pixels
 from kandinsky5.pipeline.job import Job, Listeners, PaintingJob, forget_frames
-from kandinsky5.pipeline.models import Models, ready
+from kandinsky5.pipeline.kept_latents import kept_beside_the_result
+from kandinsky5.pipeline.models import TEXT, TRANSFORMER, Models, ready
 from kandinsky5.pipeline.outcome import metadata_of, result_of
 from kandinsky5.pipeline.painting import Painted, paint
 from kandinsky5.pipeline.preview import PreviewFeed
@@ -144,6 +147,7 @@ class Pipeline:
         states: StateKeeper | None = None,
         save_latents: Path | None = None,
         keep_paths: bool = False,
+        otherwise: Mapping[str, str] | None = None,
     ) -> GenerationResult:
         """Go on from a saved state; the result is that of a run that never stopped.
 
@@ -152,6 +156,8 @@ class Pipeline:
             save_latents: file for the final latents.
             keep_paths: write where the state's request says, unless told otherwise here. Only for states of
                 one's own: whoever made a state would choose which files of this machine are replaced.
+            otherwise: ``attention``, ``weights`` or ``dtype`` to go on with in place of the run's own; the
+                result is then not to the bit what it would have become.
 
         Raises:
             UserError: the state or its model's files are not as they were; and as :meth:`run`.
@@ -160,6 +166,8 @@ class Pipeline:
         state = load_run_state(path)
         if not keep_paths or save_latents is not None:
             state = state.written_to(save_latents)
+        if otherwise:
+            state = state.computed_in(otherwise)
         to = Listeners(emit, should_stop, previews, states, should_finish)
         job = accept_saved(state, to, out=out, models_dirs=self.models_dirs)
         state.check_checkpoints(job.digests)
@@ -177,8 +185,11 @@ class Pipeline:
             if job.to.states is not None and job.to.states.save_on_stop:
                 run.save(job)
             raise
-        except NotFinite:
-            raise  # gone on with it would come to the same
+        except NotFinite as error:
+            # Gone on with in the same way it would come to the same; in another way it need not.
+            if run.step == 0 or (path := run.save(job)) is None:
+                raise
+            raise NotFinite(error.step, error.total, path) from error
         except OutOfMemory as error:
             path = run.save(job)
             if path is None:
@@ -188,10 +199,12 @@ class Pipeline:
         except (K1Error, RuntimeError, OSError):
             run.save(job)
             raise
-        run.save(job)
+        is_kept = run.save(job) is not None or bool(job.request.save_latents)
         if job.request.save_latents:
             save_latents(Path(job.request.save_latents), to_host(latents), job.request)
-        return result_of(job, self._paint(job, latents), started, steps=run.total)
+        with nullcontext() if is_kept else kept_beside_the_result(job, latents):
+            painted = self._paint(job, latents)
+        return result_of(job, painted, started, steps=run.total)
 
     def _early(
         self, job: PaintingJob, run: Run, estimate: torch.Tensor, started: float
@@ -211,13 +224,13 @@ class Pipeline:
         emit: EventSink = ignore,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> GenerationResult:
-        """Decode a latents file that ``save_latents`` made; only the VAE is needed.
+        """Decode latents that ``save_latents`` kept, or a state behind its last step; only the VAE is needed.
 
         Raises:
             UserError, CheckpointError, OutOfMemory, Stopped: as :meth:`run`.
         """
         started = time.monotonic()
-        latents, values = load_latents(path, field="file")
+        latents, values = read_decodable(path)
         request = GenerationRequest.from_dict(values)
         request = dataclasses.replace(request, out=None)  # not for the file to choose
         shape = tuple(latents.shape)
@@ -273,6 +286,7 @@ class Pipeline:
         """The final latent, from wherever the run is; each step done stays in the run."""
         if run.step == run.total:
             return run.inputs(job.config, CPU).finished(run.latent)
+        self._models.done_with(job, TEXT)
         with job.stage("prepare"), reading(job.emit, job.files.transformer):
             tenant = self._models.transformer_tenant(job)
             left = run.times[run.step : run.total].tolist()
@@ -302,6 +316,7 @@ class Pipeline:
         """
 
         def on(device: torch.device, dtype: torch.dtype) -> Painted:
+            self._models.done_with(job, TEXT, TRANSFORMER)
             with ready(job, self._models.vae(job, device, dtype)) as vae:
                 return paint(job, vae, latents, device, metadata_of)
 

@@ -10,7 +10,6 @@ import torch
 
 from kandinsky5.errors import OutOfMemory
 from kandinsky5.family import TextEncoderShape, TransformerShape
-from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.memory.demand import PlanChoices, PlanRequest
 from kandinsky5.memory.free import budget_for, text_formats
 from kandinsky5.memory.plan import MemoryPlan, lowered, make_plan
@@ -21,7 +20,7 @@ from kandinsky5.model.facts import TextEncoderFacts
 from kandinsky5.pipeline.transformer import Placement
 from kandinsky5.pipeline.trusted_text import with_trusted_text
 from kandinsky5.pipeline.trusted_weights import with_trusted_weights
-from kandinsky5.request import RANGES, GenerationRequest
+from kandinsky5.request import GenerationRequest
 
 WORKING_FORMATS = ("bf16", "int8")
 """What ``auto`` may choose for the transformer; :func:`planned` leaves out what fails on the device."""
@@ -90,33 +89,20 @@ def plan_of(
     budget, _ = budget_for(dataclasses.replace(request, device=str(device)))
     if device.type == "cpu":
         budget = dataclasses.replace(budget, vram_bytes=None)
-    if adapter_bytes:
-        budget = _with_room_for(adapter_bytes, budget)
+    budget = budget.beside(adapter_bytes)
+    encoder = None if text_encoder is None else dataclasses.asdict(text_encoder)
     job = PlanRequest.of(
         request,
         transformer=(
             None if config is None else TransformerShape.of_config(dataclasses.asdict(config))
         ),
+        text_encoder=None if encoder is None else TextEncoderShape.of_dimensions(encoder),
         file_weights=file_format(stored_as),
         dtype="fp32" if dtype == torch.float32 else "bf16",
         choices=_choices(before or {}),
     )
-    models = job.models
-    if text_encoder is not None:
-        encoder = TextEncoderShape.of_dimensions(dataclasses.asdict(text_encoder))
-        models = dataclasses.replace(models, text_encoder=encoder)
-    job = dataclasses.replace(
-        job, models=models, formats=WORKING_FORMATS, text_formats=text_formats()
-    )
+    job = dataclasses.replace(job, formats=WORKING_FORMATS, text_formats=text_formats())
     return with_trusted_text(make_plan(job, budget), device)
-
-
-def _with_room_for(adapter_bytes: int, budget: Budget) -> Budget:
-    """What is left beside them; a budget they fill altogether is found out in the loop."""
-    least = round(RANGES["vram"][0] * GB)
-    if budget.vram_bytes is None:
-        return dataclasses.replace(budget, ram_bytes=max(least, budget.ram_bytes - adapter_bytes))
-    return dataclasses.replace(budget, vram_bytes=max(least, budget.vram_bytes - adapter_bytes))
 
 
 def _choices(before: Mapping[str, Any]) -> PlanChoices:

@@ -39,6 +39,9 @@ MAX_ENLARGEMENT = 8.0
 """From latent to preview; beyond it there are no pixels in the result either."""
 WEBP_QUALITY = 85
 """Below it the blocks of the compression show once the page enlarges the picture."""
+LESSER_QUALITIES = (60, 30)
+"""For what comes out too large, which is noise: there no blocks are seen."""
+MAX_BYTES = 300_000
 WEBP_METHOD = 0
 """The fastest; the slower ones make files 8 % smaller in three times the time."""
 
@@ -233,8 +236,20 @@ def preview_size(frames: int, height: int, width: int, max_pixels: int) -> tuple
 
 
 def encode_webp(frames: torch.Tensor) -> bytes:
-    """uint8 [T, H, W, 3] → animated WebP at the latent's own pace, 6 frames a second."""
+    """uint8 [T, H, W, 3] → animated WebP at the latent's own pace, 6 frames a second.
+
+    What is larger than ``MAX_BYTES`` is encoded again more coarsely, twice at most; then even noise is not.
+    """
     pictures = [Image.fromarray(frame) for frame in frames.numpy()]
+    encoded = b""
+    for quality in (WEBP_QUALITY, *LESSER_QUALITIES):
+        encoded = _encoded(pictures, quality)
+        if len(encoded) <= MAX_BYTES:
+            break
+    return encoded
+
+
+def _encoded(pictures: list[Image.Image], quality: int) -> bytes:
     file = io.BytesIO()
     pictures[0].save(
         file,
@@ -243,7 +258,7 @@ def encode_webp(frames: torch.Tensor) -> bytes:
         append_images=pictures[1:],
         duration=round(1000 / LATENT_FRAMES_PER_SECOND),
         loop=0,
-        quality=WEBP_QUALITY,
+        quality=quality,
         method=WEBP_METHOD,
         kmin=0,
         kmax=0,  # no key frames: nobody seeks in a preview, and they cost twice the time

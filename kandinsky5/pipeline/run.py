@@ -14,6 +14,7 @@ from kandinsky5.errors import K1Error
 from kandinsky5.events import StateSaved
 from kandinsky5.memory.whole import to_device
 from kandinsky5.model.dit import DiTConfig
+from kandinsky5.model.positions import TokenOrder
 from kandinsky5.model.text import Conditioning
 from kandinsky5.output.run_state import RunState, SavedText
 from kandinsky5.pipeline.cache import MagCache, check_tensors, skip_plan
@@ -35,7 +36,7 @@ class Run:
         picture: the given picture's latent [1, H, W, C], or None.
         step: steps done.
         cache: its step cache, once it has one.
-        cache_tensors: what the cache of a saved run carried along.
+        cache_tensors: what the cache of a saved run carried along, its tokens in raster order.
         estimate: x₀ [T, H, W, C] at its last step, in main memory, once the user wants no further one.
     """
 
@@ -85,10 +86,11 @@ class Run:
         """
         plan = skip_plan(job.request, self.guidance.branches(self.total))
         if plan is not None and self.cache is None:
-            grid = zip(self.latent.shape, job.config.patch_size, strict=False)
-            tokens = math.prod(side // patch for side, patch in grid)
-            check_tensors(plan, self.step, self.cache_tensors, (tokens, job.config.model_dim))
-            self.cache = MagCache(plan, device=job.device, tensors=self.cache_tensors)
+            order, tensors = self._order(job), self.cache_tensors
+            shape = (math.prod(order.grid), job.config.model_dim)
+            check_tensors(plan, self.step, tensors, shape)
+            arranged = {name: order.arranged_tokens(tensor) for name, tensor in tensors.items()}
+            self.cache = MagCache(plan, device=job.device, tensors=arranged)
         return self.cache
 
     def state(self, job: PaintingJob) -> RunState:
@@ -113,11 +115,22 @@ class Run:
             negative=None if negative is None else _saved(negative),
             first_frame=self.picture,
             checkpoints=job.digests,
-            cache_tensors=(
-                self.cache_tensors if self.cache is None else self.cache.tensors(self.step)
-            ),
+            cache_tensors=self._carried_along(job),
             facts=facts,
         )
+
+    def _carried_along(self, job: PaintingJob) -> Mapping[str, torch.Tensor]:
+        """What its cache needs to go on, in main memory; in raster order, whatever attention had it in."""
+        if self.cache is None:
+            return self.cache_tensors
+        order, tensors = self._order(job), self.cache.tensors(self.step)
+        for name in tensors:  # one after the other: they are the largest that a run holds
+            tensors[name] = order.restored_tokens(tensors[name])
+        return tensors
+
+    def _order(self, job: PaintingJob) -> TokenOrder:
+        """In which its tokens go through the transformer."""
+        return TokenOrder.of(self.latent, job.config.patch_size, job.attending.sparse)
 
     def save(self, job: PaintingJob) -> str | None:
         """Write the state where the job keeps such; its path, or None where it keeps none or cannot.

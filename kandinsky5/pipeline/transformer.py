@@ -19,6 +19,7 @@ from kandinsky5.memory.whole import part_on_device, to_device, to_host
 from kandinsky5.model.attention import AttentionEngine, NablaParams
 from kandinsky5.model.chunks import WHOLE, ActivationChunks
 from kandinsky5.model.dit import DiTConfig, Residual, StepConditioning
+from kandinsky5.model.positions import VisualPositions
 from kandinsky5.model.reader import TransformerReader
 from kandinsky5.model.text import Conditioning
 from kandinsky5.pipeline.adapters import Adapters
@@ -91,22 +92,23 @@ class RunningTransformer:
         """So many evaluations will run the blocks; before this and beyond them none is fetched ahead."""
         self._streamer.expect(passes)
 
+    def positions(
+        self, latent: torch.Tensor, *, rope_scale: tuple[float, float, float]
+    ) -> VisualPositions:
+        """As the model's own, with NABLA where the tenant attends so."""
+        model, sparse = self._tenant.model, self._tenant.sparse
+        return model.positions(latent, rope_scale=rope_scale, sparse=sparse)
+
     def evaluate(
         self,
         x: torch.Tensor,
         branches: Sequence[StepConditioning],
+        positions: VisualPositions,
         *,
-        rope_scale: tuple[float, float, float],
         residuals: Sequence[Residual | None] | None = None,
     ) -> list[torch.Tensor]:
         """As the model's own; the next step's first weights are then already coming."""
-        velocities = self._tenant.model.evaluate(
-            x,
-            branches,
-            rope_scale=rope_scale,
-            sparse=self._tenant.sparse,
-            residuals=residuals,
-        )
+        velocities = self._tenant.model.evaluate(x, branches, positions, residuals=residuals)
         self._streamer.end_step()
         return velocities
 

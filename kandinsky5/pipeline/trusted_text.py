@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from kandinsky5.errors import UserError
+from kandinsky5.errors import OutOfMemory, UserError
 from kandinsky5.memory.plan import MemoryPlan, make_plan
 from kandinsky5.model.text_nf4 import nf4_problem
 
@@ -18,11 +18,15 @@ def with_trusted_text(plan: MemoryPlan, device: torch.device) -> MemoryPlan:
 
     Raises:
         UserError: NF4 was asked for and cannot be used, with what to do.
+        OutOfMemory: no room for the test.
     """
     uses = (plan.text.encode, plan.text.expand)
     if not any(use is not None and use.weights == "nf4" for use in uses):
         return plan
-    problem = nf4_problem(device)
+    try:
+        problem = nf4_problem(device)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory("out of memory during the self-test of NF4") from error
     if problem is None:
         return plan
     if plan.job.choices.text_weights == "nf4":

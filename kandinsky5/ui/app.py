@@ -4,62 +4,108 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
 
-from kandinsky5.ui import choices, layout, theme, views
+from kandinsky5.ui import choices, layout, queue_tab, settings_page, theme, user_presets_page, views
 from kandinsky5.ui.expansion import Expansion
-from kandinsky5.ui.fields import STEERING
+from kandinsky5.ui.form_events import (
+    QUIET,
+    connect_batch,
+    connect_form,
+    connect_sizes,
+    connect_tokens,
+)
 from kandinsky5.ui.form_handlers import OUTLOOK_FIELDS, FormHandlers
 from kandinsky5.ui.handlers import Handlers
+from kandinsky5.ui.job_events import POLL_S, connect_jobs
 from kandinsky5.ui.machine_notice import MachineNotice
 from kandinsky5.ui.options import StudioOptions
 from kandinsky5.ui.planning import Planner
+from kandinsky5.ui.prompt_tokens import PromptTokens, Tokenizers
+from kandinsky5.ui.queue_calls import QueueCalls
+from kandinsky5.ui.queue_handlers import QueueHandlers
 from kandinsky5.ui.remembered import KEPT_NAMES
 from kandinsky5.ui.routes import result_routes, with_door
+from kandinsky5.ui.settings import StudioSettings
+from kandinsky5.ui.settings_events import connect_settings, connect_user_presets
+from kandinsky5.ui.settings_page import SettingsHandlers
 from kandinsky5.ui.system_info import SystemInfo
+from kandinsky5.ui.user_presets import UserPresets
+from kandinsky5.ui.user_presets_page import UserPresetHandlers
 from kandinsky5.ui.video_info import Sent, looked_into
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import WorkerClient
 
-POLL_S = 1.0
 QUEUE_SLEEP_S = 0.02
 """Between two looks into gradio's own queue, which nothing of the page is put into: each costs a wake-up."""
-QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 ASK_AGAIN_S = 0.4
 """Between two looks at what the worker says of a file, or at a prompt that it rewrites."""
 
 
 def build(
-    client: WorkerClient, options: StudioOptions, machine: MachineNotice | None = None
+    client: WorkerClient,
+    settings: StudioSettings,
+    presets: UserPresets,
+    machine: MachineNotice | None = None,
 ) -> gr.Blocks:
     """The page: what to make on the left, what happens on the right."""
+    options = settings.options
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(options.uploads_dir)
     planner = Planner(machine, options.device, client.worker_pid)
-    handlers = Handlers(client, options.out_dir)
-    of_form = FormHandlers(client, choices.weights_in(options.models_dirs), planner)
+    handlers = Handlers(client, settings)
+
+    def models_dirs() -> Sequence[Path]:
+        return settings.folders.models_dirs
+
+    of_form = FormHandlers(client, choices.weights_in(models_dirs), planner, settings)
     with gr.Blocks(title="K1", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(layout.HEADER, js_on_load=None)
+        for text in filter(None, (*settings.notices, presets.notice)):
+            gr.HTML(views.notice(text), js_on_load=None, apply_default_css=False)
         notice = gr.HTML("", elem_id="k1-notice", js_on_load=None, apply_default_css=False)
         with gr.Tabs(selected="create", elem_id="k1-tabs") as tabs:
-            with gr.Tab("Create", id="create"), gr.Row(elem_id="k1-create", equal_height=False):
-                with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
-                    left = layout.left(of_form.presets)
-                with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
-                    parts = layout.right()
-            aside = layout.aside()
-        parts |= {"pinned": gr.State(None), "shown": gr.State({})}
-        _connect_form(of_form, left, parts)
+            with gr.Tab("Create", id="create"):
+                editing_line = queue_tab.editing_line()
+                with gr.Row(elem_id="k1-create", equal_height=False):
+                    with gr.Column(scale=5, min_width=320, elem_id="k1-left"):
+                        left = layout.left(of_form.presets)
+                    with gr.Column(scale=6, min_width=320, elem_id="k1-right"):
+                        parts = layout.right()
+            queue = queue_tab.build()
+            aside = layout.aside(options)
+        parts |= {"pinned": gr.State(None), "shown": gr.State({}), "editing": gr.State(None)}
+        parts["editing_line"] = editing_line
+        connect_form(of_form, left, parts)
+        connect_sizes(page, of_form, left)
+        connect_tokens(page, PromptTokens(client, Tokenizers(models_dirs)), left)
+        connect_batch(page, left, parts["generate"])
         _connect_memory(page, of_form, left.controls)
         _connect_expansion(page, Expansion(client), left, parts)
-        _connect_jobs(handlers, left.controls, parts)
+        of_queue, every = QueueHandlers(client, of_form.filled_with), list(left.controls.values())
+        tell_editing = queue_tab.connect_editing(of_queue, parts)
+        connect_jobs(handlers, every, parts, tell_editing=tell_editing)
+        queue_tab.connect(
+            of_queue,
+            queue,
+            tabs=tabs,
+            form=every,
+            editing=parts["editing"],
+            tell_editing=tell_editing,
+        )
         _connect_info(of_form, left.controls, aside, tabs)
         system = _connect_system(SystemInfo(machine, options.state_dir / "worker.log"), aside)
         outlook = _connect_outlook(page, of_form, left, parts["player"])
+        own = UserPresetHandlers(presets, of_form)
+        connect_user_presets(page, left.own, own, left.controls)
+        changing = SettingsHandlers(settings, client, of_form)
+        connect_settings(page, aside.settings, changing, left.controls, then=outlook)
         if machine is not None:
             _connect_machine(machine, notice, outlook, system)
         for function in (
@@ -70,6 +116,7 @@ def build(
             handlers.resume,
             handlers.discard,
             handlers.queue,
+            *QueueCalls(handlers).functions,
         ):
             gr.api(function, api_name=function.__name__, queue=False)
     _calm(page)
@@ -120,27 +167,6 @@ def _connect_outlook(
     return {name: value for name, value in look.items() if name != "trigger_mode"}
 
 
-def _connect_form(of_form: FormHandlers, left: layout.Left, parts: dict[str, Any]) -> None:
-    """Controls that change other controls."""
-    controls = left.controls
-    every = list(controls.values())
-    steering = [controls[name] for name in STEERING]
-    size, width, height = controls["size"], controls["width"], controls["height"]
-    controls["mode"].input(of_form.mode_chosen, [controls["mode"], *steering], every, **QUIET)
-    controls["preset"].input(of_form.preset_chosen, steering, every, **QUIET)
-    steers = [controls[name].input for name in STEERING if name != "preset"]
-    gr.on(steers, of_form.steered, steering, every, **QUIET)
-    size.input(choices.size_of, [size, width, height], [width, height], **QUIET)
-    for side in (width, height):
-        side.input(lambda: choices.CUSTOM_SIZE, None, size, **QUIET)
-    left.dice.click(None, None, controls["seed"], js="() => window.k1.dice()", **QUIET)
-    controls["image"].upload(
-        of_form.picture_given, controls["image"], [controls["image"], parts["problem"]], **QUIET
-    )
-    shown = parts["pinned"], parts["shown"]
-    parts["use"].click(of_form.use_settings, [*shown], every, **QUIET)
-
-
 def _connect_expansion(
     page: gr.Blocks, expansion: Expansion, left: layout.Left, parts: dict[str, Any]
 ) -> None:
@@ -185,7 +211,7 @@ def _connect_memory(page: gr.Blocks, of_form: FormHandlers, controls: dict[str, 
         of_form.restored,
         gr.Textbox(visible=False),
         list(controls.values()),
-        js="() => [window.k1.remembered()]",
+        js="async () => [await window.k1.remembered()]",
         **QUIET,
     ).then(None, None, None, js="() => { window.k1.startRemembering(); return []; }", **QUIET)
 
@@ -214,48 +240,19 @@ def _connect_system(info: SystemInfo, aside: layout.Aside) -> dict[str, Any]:
     return look
 
 
-def _connect_jobs(handlers: Handlers, controls: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Generate, Stop, the timer and the results."""
-    watched, pinned, shown = gr.State(None), parts["pinned"], parts["shown"]
-    token = gr.Textbox(visible=False)
-    every = list(controls.values())
-    look: dict[str, Any] = {
-        "fn": handlers.refresh,
-        "inputs": [watched, pinned, shown],
-        "outputs": [
-            *(parts[name] for name in ("progress", "player", "gallery", "stop", "use", "preview")),
-            shown,
-        ],
-        **QUIET,
-    }
-    parts["generate"].click(
-        handlers.generate,
-        [watched, token, *every],
-        [watched, pinned, parts["problem"]],
-        js="(watched, token, ...values) => [watched, window.k1.token(), ...values]",
-        **QUIET,
-    ).then(**look)
-    parts["stop"].click(
-        handlers.stop_watched,
-        [watched, gr.Textbox(visible=False)],
-        None,
-        js="(watched, mode) => [watched, window.k1.stopMode()]",
-        **QUIET,
-    ).then(**look)
-    parts["progress"].click(
-        handlers.progress_pressed, None, [watched, parts["problem"]], **QUIET
-    ).then(**look)
-    parts["gallery"].click(handlers.choose, None, pinned, **QUIET).then(**look)
-    gr.Timer(POLL_S).tick(**look)
-
-
 def studio_app(
-    client: WorkerClient, options: StudioOptions, machine: MachineNotice | None = None
+    client: WorkerClient,
+    options: StudioOptions,
+    machine: MachineNotice | None = None,
+    settings: StudioSettings | None = None,
 ) -> FastAPI:
     """The whole of what the server serves: the door, the results, the page."""
-    page = build(client, options, machine)
+    settings, presets = settings or StudioSettings(options), UserPresets(options.state_dir)
+    page = build(client, settings, presets, machine)
     app = FastAPI(title="K1", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(result_routes(client, options.out_dir))
+    app.include_router(result_routes(client))
+    app.include_router(settings_page.page_route(settings))
+    app.include_router(user_presets_page.export_route(presets))
     with_door(app, options)
     gr.mount_gradio_app(
         app,

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kandinsky5.model.files import parts_at_hand
 from kandinsky5.presets import PRESETS, Preset
 
 FROM_IMAGE = "From the image"
 CUSTOM_SIZE = "Custom"
+NOT_HERE = " — weights not here yet"
+"""Ends a preset's label; the style sheet greys choices by it."""
 
 
 def preset_values(preset: Preset) -> dict[str, Any]:
@@ -76,21 +79,15 @@ def preset_choices(mode: str, is_here: Callable[[Preset], bool]) -> list[tuple[s
     rows = [preset for preset in PRESETS.values() if preset.mode == mode]
     here = {preset.name: preset.is_builtin or is_here(preset) for preset in rows}
     rows.sort(key=lambda preset: (not preset.is_builtin, not here[preset.name]))
-    note = " — weights not here yet"
-    return [(preset.title + ("" if here[preset.name] else note), preset.name) for preset in rows]
+    return [
+        (preset.title + ("" if here[preset.name] else NOT_HERE), preset.name) for preset in rows
+    ]
 
 
-def weights_in(folders: Sequence[Path]) -> Callable[[Preset], bool]:
-    """A cheap check whether a preset's weights lie in one of the folders, by their published names."""
+def weights_in(models_dirs: Callable[[], Sequence[Path]]) -> Callable[[Preset], bool]:
+    """Whether a preset's weights are on this machine, looked for where the worker looks; nothing is read."""
 
     def is_here(preset: Preset) -> bool:
-        names = (preset.weights_file, preset.diffusers_repository.rpartition("/")[2])
-        places = (preset.repository.rpartition("/")[2], "model", "")
-        return any(
-            name and (folder / place / name).exists()
-            for folder in folders
-            for place in places
-            for name in names
-        )
+        return "transformer" in parts_at_hand(preset, models_dirs())
 
     return is_here

@@ -9,6 +9,9 @@ from typing import Any
 from kandinsky5.presets import MODES, PRESETS, NablaSettings, Preset
 
 VIDEO_MODES = ("t2v", "i2v")
+IMAGE_MODES = ("i2v", "i2i")
+UNASKED = ("mode", "size", "scale", "count", "per_line", "images")
+"""Fields that no request has: what they say becomes other values, or several requests."""
 LORA_ROWS = 6
 """LoRAs that the form can hold; the next row shows once the one before it is filled."""
 
@@ -18,11 +21,12 @@ class Field:
     """One control of the form.
 
     Attributes:
-        name: of the request's field; ``mode`` and ``size`` only steer other controls, and the rows of LoRAs
-            make up ``loras`` together.
+        name: of the request's field; those of :data:`UNASKED` steer other controls or make several jobs of
+            one form, and the rows of LoRAs make up ``loras`` together.
         label: as shown.
-        kind: ``choice``, ``switch``, ``tick``, ``text``, ``number``, ``seed``, ``amount`` (a number as text,
-            empty for the request's default), ``picture``, ``file``, ``folder``, ``lora`` or ``strength``.
+        kind: ``choice``, ``switch`` (a choice as buttons), ``tick``, ``text``, ``number``, ``slider``,
+            ``seed``, ``amount`` (a number as text, empty for the request's default), ``picture``,
+            ``pictures``, ``file``, ``folder``, ``lora`` or ``strength``.
         options: (label, value) of a choice that is always the same.
         info: one line under the label.
         placeholder: shown while empty.
@@ -52,7 +56,7 @@ class Field:
     @property
     def is_setting(self) -> bool:
         """Whether its value goes into the request under its own name."""
-        return self.name not in ("mode", "size") and self.kind not in ("lora", "strength")
+        return self.name not in UNASKED and self.kind not in ("lora", "strength")
 
     @property
     def request_field(self) -> str:
@@ -107,22 +111,35 @@ FIELDS: tuple[Field, ...] = (
         lines=3,
         default="",
     ),
-    Field("image", "Input image", "picture", modes=("i2v", "i2i")),
+    Field("image", "Input image", "picture", modes=IMAGE_MODES),
     Field(
         "negative_prompt",
         "Negative prompt",
         "text",
         placeholder="blurry, distorted, text",
         default="",
+        least_px=220,
     ),
-    Field("size", "Size", "choice", least_px=150),
+    Field(
+        "clip_prompt",
+        "CLIP prompt",
+        "text",
+        placeholder="empty: the prompt",
+        default="",
+        least_px=220,
+    ),
+    Field("size", "Size", "switch"),
     Field("width", "Width", "number"),
     Field("height", "Height", "number"),
+    Field("scale", "Scale, %", "slider", default=100, least_px=200),
     Field("seconds", "Seconds", "number", modes=VIDEO_MODES),
     Field("steps", "Steps", "number"),
     Field("guidance", "Guidance", "number"),
     Field("shift", "Shift", "number"),
-    Field("seed", "Seed", "seed", placeholder="random", default=""),
+    Field("seed", "Seed", "seed", placeholder="random", default="", least_px=130),
+    Field("count", "Jobs, each with the next seed", "number", default=1, least_px=150),
+    Field("per_line", "One job per line of the prompt", "tick", default=False, least_px=150),
+    Field("images", "More images, one job each", "pictures", modes=IMAGE_MODES),
     Field(
         "dit",
         "DiT checkpoint",
@@ -191,14 +208,19 @@ FIELDS: tuple[Field, ...] = (
     _amount("cache_retention", "MagCache retention", "0.2", least_px=150),
     _amount("guidance_start", "Guidance from", "0: the first step", least_px=110),
     _amount("guidance_end", "Guidance until", "1: the last step", least_px=110),
-    Field(
-        "clip_prompt",
-        "CLIP prompt",
-        "text",
-        placeholder="empty: the prompt; CLIP reads 77 tokens",
-        default="",
-    ),
     _amount("crf", "Video CRF", "16", modes=VIDEO_MODES),
+    _choice(
+        "source",
+        "Blocks",
+        ("auto", "auto"),
+        ("all on the card", "resident"),
+        ("streamed from RAM", "pinned"),
+        ("streamed from disk", "disk"),
+    ),
+    _amount("resident_blocks", "Stay on the card", "by memory"),
+    _amount("slots", "Buffers", "2"),
+    _amount("chunk_tokens", "Tokens at once", "by memory"),
+    _amount("chunk_heads", "Heads at once", "by memory"),
     Field("preview", "Live preview", "tick", default=True, least_px=150),
 )
 BY_NAME = {field.name: field for field in FIELDS}

@@ -14,6 +14,7 @@ from gradio.component_meta import ComponentMeta
 from kandinsky5.errors import UserError
 from kandinsky5.presets import MODES, PRESETS, Preset
 from kandinsky5.request import GenerationRequest, LoraChoice, settle
+from kandinsky5.ui import sizes
 from kandinsky5.ui.choices import preset_values, size_choices, size_name
 from kandinsky5.ui.fields import (
     BY_NAME,
@@ -54,7 +55,19 @@ class PictureInput(gr.Image, metaclass=_UnwrittenMeta):
         return payload.path if payload else None
 
 
-class ResultInput(gr.File, metaclass=_UnwrittenMeta):
+class PresetChoice(gr.Dropdown, metaclass=_UnwrittenMeta):
+    """gradio's drop-down without its check against the choices, which change with the mode.
+
+    A look at the form that was on its way meanwhile still names the old mode's preset, and is no error.
+    """
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        return payload
+
+
+class FileInput(gr.File, metaclass=_UnwrittenMeta):
     """gradio's file control, without a stub written beside this source."""
 
     is_template = True
@@ -79,20 +92,30 @@ def component(
         "interactive": True,
     }
     if field.kind == "switch":
-        modes = [(title, mode) for mode, title in MODES.items()]
-        return gr.Radio(modes, value=value, **common)
+        options: list[Any] = [(title, mode) for mode, title in MODES.items()]
+        if field.name == "size":
+            options = list(size_choices(first))
+        return gr.Radio(options, value=value, **common)
     if field.kind == "tick":
         return gr.Checkbox(value=value, **common)
     if field.kind == "choice":
-        options: list[Any] = list(field.options)
-        if not options:
-            options = presets(first.mode) if field.name == "preset" else size_choices(first)
-        return gr.Dropdown(
-            options, value=value, min_width=field.least_px, filterable=False, **common
-        )
+        options = list(field.options) or presets(first.mode)
+        made = PresetChoice if field.name == "preset" else gr.Dropdown
+        return made(options, value=value, min_width=field.least_px, filterable=False, **common)
     if field.kind == "number":
         return gr.Number(
             value=value, placeholder=field.placeholder, min_width=field.least_px, **common
+        )
+    if field.kind == "slider":
+        del common["info"]
+        return gr.Slider(
+            minimum=sizes.LEAST_PERCENT,
+            maximum=sizes.MOST_PERCENT,
+            value=value,
+            step=1,
+            buttons=[],
+            min_width=field.least_px,
+            **common,
         )
     if field.kind == "picture":
         del common["info"]
@@ -102,6 +125,15 @@ def component(
             buttons=[],
             height=220,
             placeholder="Drop a picture here or click to choose one",
+            **common,
+        )
+    if field.kind == "pictures":
+        del common["info"]
+        return FileInput(
+            file_count="multiple",
+            file_types=["image"],
+            type="filepath",
+            height=120,
             **common,
         )
     return gr.Textbox(
@@ -148,6 +180,15 @@ def request_from(values: Mapping[str, Any]) -> GenerationRequest:
     Raises:
         UserError: naming the field that cannot be used.
     """
+    request = draft_request(values)
+    settle(request)
+    if request.image:
+        check_picture(request.image)
+    return request
+
+
+def draft_request(values: Mapping[str, Any]) -> GenerationRequest:
+    """The request of a form whose picture may still be missing; otherwise as :func:`request_from`."""
     preset = PRESETS.get(values["preset"])
     if preset is None:
         raise UserError("preset", values["preset"], "one of the list")
@@ -160,11 +201,7 @@ def request_from(values: Mapping[str, Any]) -> GenerationRequest:
     given["loras"] = _loras(values)
     if str(given["expanded_prompt"] or "").strip():
         given["expand"] = False  # what is written there is what is encoded
-    request = GenerationRequest(**given)
-    settle(request)
-    if request.image:
-        check_picture(request.image)
-    return request
+    return GenerationRequest(**given)
 
 
 def _loras(values: Mapping[str, Any]) -> tuple[LoraChoice, ...]:

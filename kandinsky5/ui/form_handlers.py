@@ -12,6 +12,7 @@ from kandinsky5.errors import UserError
 from kandinsky5.presets import PRESETS, Preset
 from kandinsky5.request import GenerationRequest
 from kandinsky5.ui import choices, form, plan_views, remembered, views
+from kandinsky5.ui.crops import crop_view
 from kandinsky5.ui.fields import (
     FIELDS,
     LORA_ROWS,
@@ -24,12 +25,15 @@ from kandinsky5.ui.file_views import file_line, missing_line
 from kandinsky5.ui.model_files import FILE_FIELDS, LORA_NAMES, FilesTold, files_told, missing_parts
 from kandinsky5.ui.pictures import check_picture
 from kandinsky5.ui.planning import PLAN_FIELDS
+from kandinsky5.ui.settings import Settings
+from kandinsky5.ui.sizes import Frame, Scaled, percent_of, size_line
 
 if TYPE_CHECKING:
     from kandinsky5.ui.planning import Planner
     from kandinsky5.worker.client import WorkerClient
 
 HISTORY_LENGTH = 36
+OF_THE_IMAGE = "the size follows from the image"
 OUTLOOK_FIELDS = tuple(dict.fromkeys((*PLAN_FIELDS, *FILE_FIELDS)))
 """Fields on which it depends what is said of memory and of files."""
 
@@ -41,6 +45,7 @@ class FormHandlers:
         client: of the worker.
         is_here: whether a preset's weights are on this machine.
         planner: makes the memory plan; None shows none.
+        settings: gives the user's settings of the moment.
     """
 
     def __init__(
@@ -48,10 +53,12 @@ class FormHandlers:
         client: WorkerClient,
         is_here: Callable[[Preset], bool],
         planner: Planner | None = None,
+        settings: Callable[[], Settings] = Settings,
     ) -> None:
         self.client = client
         self.is_here = is_here
         self.planner = planner
+        self.settings = settings
 
     def presets(self, mode: str) -> list[tuple[str, str]]:
         """Choices of presets for a mode."""
@@ -117,6 +124,62 @@ class FormHandlers:
             return None, views.problem(error.field, form.problem_text(error))
         return gr.skip(), ""
 
+    def last_seed(self) -> Any:
+        """The seed of the job that was queued last, be it over or not; nothing happens without one."""
+        jobs = (*self.client.queue(), *self.client.history(limit=1))
+        if not jobs:
+            return gr.skip()
+        job = max(jobs, key=lambda job: job.created_at or 0.0)
+        seed = (job.result or {}).get("seed", job.request.get("seed"))
+        return gr.skip() if seed is None else str(seed)
+
+    def sized(self, *values: Any) -> tuple[str, str]:
+        """What is said of the size, and the crop of the picture.
+
+        Args:
+            values: of the controls of :data:`~kandinsky5.ui.sizes.SIZE_FIELDS`.
+        """
+        try:
+            frame = Frame.of(*values)
+            size, notices = frame.settled()
+            if size is None:
+                return size_line(OF_THE_IMAGE), ""
+            crop = crop_view(frame.picture, size, frame.others) if frame.picture else ""
+        except UserError as error:
+            return size_line(form.problem_text(error)), ""
+        said = "; ".join(notices)
+        if not said and not frame.width and not frame.height:
+            said = f"{size[0]} × {size[1]}, as the image asks for"
+        return size_line(said), crop
+
+    def size_chosen(self, name: str, *values: Any) -> tuple[Any, Any, int]:
+        """Width and height of a size that was chosen by its button, and where the slider stands.
+
+        Args:
+            values: here and below, of the controls of :data:`~kandinsky5.ui.sizes.SIZE_FIELDS`.
+        """
+        frame = Frame.of(*values)
+        width, height = choices.size_of(name, frame.width, frame.height)
+        return width, height, percent_of(frame.preset, width, height)
+
+    def side_typed(self, *values: Any) -> tuple[str, int]:
+        """The button of the size that was typed, and where the slider stands."""
+        frame = Frame.of(*values)
+        sides = frame.width, frame.height
+        return choices.size_name(frame.preset, *sides), percent_of(frame.preset, *sides)
+
+    def scaled(self, percent: Any, kept: Scaled | None, *values: Any) -> tuple[Any, ...]:
+        """The slider moved: what it made so far, width, height and the button of the size."""
+        frame = Frame.of(*values)
+        made = frame.scaled(float(percent or 0), kept)
+        return made, *made.size_px, choices.size_name(frame.preset, *made.size_px)
+
+    def swapped(self, *values: Any) -> tuple[Any, ...]:
+        """Width and height the other way round, and the button of the size."""
+        frame = Frame.of(*values)
+        size = frame.swapped()
+        return *size, choices.size_name(frame.preset, *size)
+
     def use_settings(self, pinned: str | None, shown: dict[str, str]) -> list[Any]:
         """Fill the form with what made the shown result, its seed and its expanded prompt included."""
         try:
@@ -137,13 +200,19 @@ class FormHandlers:
             raise gr.Error(form.problem_text(error), print_exception=False) from error
         if expanded_prompt:
             values["expanded_prompt"] = expanded_prompt
+        values["crf"] = "" if request.crf == self.settings().crf else str(request.crf)
         return self._updates(values, PRESETS[request.preset])
 
     def restored(self, kept: str | None) -> list[Any]:
-        """The form as the browser kept it; controls stay as they are when it kept nothing readable."""
+        """The form as the browser kept it; a new one when it kept nothing readable."""
         values = remembered.values_from(kept)
         if values is None:
-            return [gr.skip() for _ in FIELDS]
+            settings = self.settings()
+            new = {
+                "preview": gr.update(value=settings.preview),
+                "crf": gr.update(placeholder=str(settings.crf)),
+            }
+            return [new.get(field.name, gr.skip()) for field in FIELDS]
         return self._updates(values, PRESETS[values["preset"]])
 
     def mode_chosen(self, mode: str, *steering: Any) -> list[Any]:
@@ -184,6 +253,10 @@ class FormHandlers:
                 change["choices"] = self.presets(preset.mode)
             elif field.name == "size":
                 change["choices"] = choices.size_choices(preset)
+            elif field.name == "crf":
+                change["placeholder"] = str(self.settings().crf)
+            elif field.name == "scale" and "width" in values:
+                change["value"] = percent_of(preset, values["width"], values["height"])
             elif field.name.startswith("nabla_"):
                 change["placeholder"] = placeholder_of(field, preset)
             updates.append(gr.update(**change))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.request import GenerationRequest
-from kandinsky5.ui import form, preview_views, views
+from kandinsky5.ui import batches, form, preview_views, views
 from kandinsky5.ui.fields import FIELDS
 from kandinsky5.ui.form_handlers import HISTORY_LENGTH
 from kandinsky5.ui.model_files import files_told
+from kandinsky5.ui.settings import Settings
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import JobSnapshot, WorkerClient
@@ -23,6 +24,7 @@ GALLERY_LENGTH = 12
 RESUMABLE_LENGTH = 3
 """Jobs that were cut short, listed below the progress; older ones stay in the history."""
 SETTING_NAMES = tuple(field.name for field in FIELDS)
+Told = TypeVar("Told")
 
 
 class Handlers:
@@ -30,30 +32,63 @@ class Handlers:
 
     Args:
         client: of the worker.
-        out_dir: where results go; a request may name no file outside.
+        settings: gives the user's settings of the moment.
     """
 
-    def __init__(self, client: WorkerClient, out_dir: Path) -> None:
+    def __init__(self, client: WorkerClient, settings: Callable[[], Settings] = Settings) -> None:
         self.client = client
-        self.out_dir = out_dir.expanduser().resolve()
+        self.settings = settings
 
     def generate(self, watched: str | None, token: str, *values: Any) -> tuple[Any, Any, str]:
-        """Queue what the form says.
+        """Queue what the form says, be it one job or several.
 
         Returns:
-            The job to watch, None as the job to show instead of the newest, and the problem to show.
+            The (first) job to watch, None as the job to show instead of the newest, and the problem to show.
         """
         try:
-            named = dict(zip(SETTING_NAMES, values, strict=True))
-            request = form.request_from(named)
-            if (wrong := files_told(self.client, named).problem) is not None:
-                raise UserError(wrong[0], named[wrong[0]], wrong[1])
-            job_id = self.client.submit(request, token=token or None)
-        except UserError as error:
-            return watched, gr.skip(), views.problem(error.field, form.problem_text(error))
+            job_id = batches.submitted(self.client, self._requests(values), token)
         except K1Error as error:
-            return watched, gr.skip(), views.problem("", str(error))
+            return watched, gr.skip(), _problem(error)
         return job_id, None, ""
+
+    def _requests(self, values: Sequence[Any]) -> list[GenerationRequest]:
+        """What the form says, one request or several.
+
+        Raises:
+            UserError: naming the field that cannot be used.
+        """
+        typed = dict(zip(SETTING_NAMES, values, strict=True))
+        named = self.settings().with_defaults(typed)
+        requests = batches.requests_from(named)
+        if (wrong := files_told(self.client, named).problem) is not None:
+            raise UserError(wrong[0], named[wrong[0]], wrong[1])
+        return requests
+
+    def replace_waiting(
+        self, editing: str | None, watched: str | None, token: str, *values: Any
+    ) -> tuple[Any, Any, str, str | None]:
+        """Let a waiting job make what the form says; what the form says beyond one job is queued behind.
+
+        Args:
+            editing: the waiting job; where it has begun meanwhile, new ones are queued. None after the first
+                of two presses: nothing is done.
+
+        Returns:
+            As :meth:`generate`, and the job that is still being changed.
+        """
+        if editing is None:
+            return watched, gr.skip(), "", None
+        try:
+            first, *rest = self._requests(values)
+            if not self.client.replace(editing, first):
+                raise KeyError(editing)
+            if rest:
+                batches.submitted(self.client, rest, token)
+        except KeyError:
+            return (*self.generate(watched, token, *values), None)
+        except K1Error as error:
+            return watched, gr.skip(), _problem(error), editing
+        return editing, None, "", None
 
     def refresh(
         self, watched: str | None, pinned: str | None, shown: dict[str, str]
@@ -78,7 +113,7 @@ class Handlers:
             focus = past[0]
         resumable = [job for job in past if job.is_resumable][:RESUMABLE_LENGTH]
         parts = {
-            "progress": views.progress(focus, queue, resumable),
+            "progress": views.progress(focus, queue, resumable, self.client.is_paused()),
             "player": views.player(result),
             "gallery": views.gallery(done[:GALLERY_LENGTH], result.id if result else None),
             "stop": "yes" if focus is not None and views.can_be_stopped(focus) else "",
@@ -118,7 +153,8 @@ class Handlers:
             self.client.stop(job.id, mode or "save")
 
     def progress_pressed(self, event: gr.EventData) -> tuple[Any, str]:
-        """A button in the progress card: stop a listed job, resume one that was cut short, or drop it.
+        """A button in the progress card: stop a listed job, resume one that was cut short, drop it, or let
+        a paused queue go on.
 
         Returns:
             The job to watch, and the problem to show.
@@ -130,6 +166,8 @@ class Handlers:
                 return job_id, ""
             if act == "drop":
                 self.client.discard(job_id)
+            elif act == "go":
+                self.client.set_paused(False)
             else:
                 self.stop_listed(event)
         except KeyError:
@@ -157,46 +195,52 @@ class Handlers:
         return self._queued(self.client.expand, request, token)
 
     def _queued(self, put: Callable[..., str], request: dict, token: str) -> str:
-        try:
-            values = json.loads(request) if isinstance(request, str) else request
+        made = self.request_of(request)
+        return told(lambda: put(made, token=token or None))
+
+    def request_of(self, given: dict | str) -> GenerationRequest:
+        """The request that a program sent; it may name no file to be written outside the outputs.
+
+        Raises:
+            gr.Error: it cannot be used; says why in one line.
+        """
+
+        def read() -> GenerationRequest:
+            values = json.loads(given) if isinstance(given, str) else given
             made = GenerationRequest.from_dict(values)
             for name in ("out", "save_latents"):
                 self._refuse_outside(name, getattr(made, name))
-            return put(made, token=token or None)
+            return made
+
+        try:
+            return told(read)
         except json.JSONDecodeError as error:
             raise gr.Error(f"request: not JSON: {error}", print_exception=False) from error
-        except K1Error as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     def _refuse_outside(self, name: str, path: str | None) -> None:
-        if path and not Path(path).expanduser().resolve().is_relative_to(self.out_dir):
-            raise UserError(name, path, f"a file in {self.out_dir}")
+        out_dir = self.client.folders.out_dir.resolve()
+        if path and not Path(path).expanduser().resolve().is_relative_to(out_dir):
+            raise UserError(name, path, f"a file in {out_dir}")
 
     def status(self, job_id: str) -> dict:
         """How a job fares: state, stage, step, total, seconds_per_step, eta_s, place, output, message, …"""
-        return snapshot_dict(self._known(job_id))
+        return snapshot_dict(self.known(job_id))
 
     def stop(self, job_id: str, mode: str = "discard") -> str:
         """Stop a job; returns the state it had."""
-        state = self._known(job_id).state
-        try:
-            self.client.stop(job_id, mode)
-        except K1Error as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        state = self.known(job_id).state
+        told(lambda: self.client.stop(job_id, mode))
         return state
 
     def resume(self, job_id: str) -> str:
         """Let a job that ended without a result go on from its saved state; returns the state it had."""
-        state = self._known(job_id).state
-        try:
-            self.client.resume(job_id)
-        except K1Error as error:
-            raise gr.Error(str(error), print_exception=False) from error
+        state = self.known(job_id).state
+        told(lambda: self.client.resume(job_id))
         return state
 
     def discard(self, job_id: str) -> str:
         """Drop what was saved of a job that is over; returns its state."""
-        state = self._known(job_id).state
+        state = self.known(job_id).state
         self.client.discard(job_id)
         return state
 
@@ -204,11 +248,31 @@ class Handlers:
         """Jobs that run or wait, in order."""
         return [snapshot_dict(job) for job in self.client.queue()]
 
-    def _known(self, job_id: str) -> JobSnapshot:
+    def known(self, job_id: str) -> JobSnapshot:
+        """A job that a program names.
+
+        Raises:
+            gr.Error: there is none of this name.
+        """
         job = self._job(job_id)
         if job is None:
             raise gr.Error(f"job_id: got {job_id!r}; no such job", print_exception=False)
         return job
+
+
+def told(act: Callable[[], Told]) -> Told:
+    """What an act gives; what it refuses becomes an error that a program is shown in one line."""
+    try:
+        return act()
+    except K1Error as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _problem(error: K1Error) -> str:
+    """What is wrong with the form, at its field where there is one."""
+    if isinstance(error, UserError):
+        return views.problem(error.field, form.problem_text(error))
+    return views.problem("", str(error))
 
 
 def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
@@ -233,6 +297,7 @@ def snapshot_dict(job: JobSnapshot) -> dict[str, Any]:
         "finished_at",
         "saved_step",
         "saved_at",
+        "seed_drawn",
     )
     values = {name: getattr(job, name) for name in names}
     return {

@@ -10,6 +10,7 @@ from kandinsky5.ui.listener import bind, shown_address
 from kandinsky5.ui.options import StudioOptions
 
 if TYPE_CHECKING:
+    from kandinsky5.ui.settings import StudioSettings
     from kandinsky5.worker.client import WorkerClient
 
 
@@ -30,17 +31,20 @@ def launch(options: StudioOptions, *, announce: Callable[[str], None] = lambda l
     options.check()
     listener = bind(options.bind_host, options.port)
     try:
+        from kandinsky5.ui.settings import StudioSettings
         from kandinsky5.worker.client import WorkerClient
 
+        settings = StudioSettings(options)
         client = WorkerClient(
             state_dir=options.state_dir,
-            out_dir=options.out_dir,
-            models_dirs=options.models_dirs,
+            out_dir=settings.folders.out_dir,
+            models_dirs=settings.folders.models_dirs,
             device=options.device,
         )
+        client.use_folders(settings.folders)
         try:
             announce(f"opening the studio at {shown_address(listener)} (Ctrl-C ends it)")
-            _serve(client, options, listener)
+            _serve(client, settings, listener)
         finally:
             client.close()
     finally:
@@ -48,14 +52,14 @@ def launch(options: StudioOptions, *, announce: Callable[[str], None] = lambda l
     return 0
 
 
-def _serve(client: WorkerClient, options: StudioOptions, listener: socket.socket) -> None:
+def _serve(client: WorkerClient, settings: StudioSettings, listener: socket.socket) -> None:
     from kandinsky5.ui.app import studio_app
     from kandinsky5.ui.machine_notice import MachineNotice, doctor_command
     from kandinsky5.ui.server import StudioServer
 
-    machine = MachineNotice(doctor_command(options))
+    machine = MachineNotice(doctor_command(settings.folders, settings.options.state_dir))
     try:
-        server = StudioServer(studio_app(client, options, machine))
+        server = StudioServer(studio_app(client, settings.options, machine, settings))
         client.start()
         machine.start()
         with server.told_by_signals():

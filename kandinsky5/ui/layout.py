@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from kandinsky5.ui import expansion, form, preview_views, system_info, video_info, views
+from kandinsky5.ui import (
+    expansion,
+    form,
+    preview_views,
+    settings_page,
+    system_info,
+    user_presets_page,
+    video_info,
+    views,
+)
 from kandinsky5.ui.fields import BY_NAME, FIELDS, LORA_FIELDS
 
 HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
@@ -18,8 +27,8 @@ HEADER = """<header class="k1-head"><svg viewBox="0 0 40 28" aria-hidden="true">
 ON_TILE = """element.addEventListener('click', e => { const b = e.target.closest('[data-job]');
 if (b && b.tagName === 'BUTTON') trigger('click', {job: b.dataset.job}); });"""
 ON_PROGRESS = """element.addEventListener('click', e => {
-const b = e.target.closest('button[data-stop], button[data-resume], button[data-drop]'); if (!b) return;
-const act = ['stop', 'resume', 'drop'].find(name => name in b.dataset);
+const acts = ['stop', 'resume', 'drop', 'go'], b = e.target.closest('button'); if (!b) return;
+const act = acts.find(name => name in b.dataset); if (!act) return;
 trigger('click', {act, job: b.dataset[act]}); });
 const tell = () => window.k1 && window.k1.progressChanged(element); tell(); watch('value', tell);"""
 ON_PREVIEW = """const tell = () => window.k1 && window.k1.previewChanged && window.k1.previewChanged(element);
@@ -27,6 +36,9 @@ tell(); watch('value', tell);"""
 ON_PROBLEM = (
     """const tell = () => window.k1 && window.k1.problemChanged(element); watch('value', tell);"""
 )
+if TYPE_CHECKING:
+    from kandinsky5.ui.options import StudioOptions
+
 Presets = Callable[[str], list[tuple[str, str]]]
 
 
@@ -38,8 +50,14 @@ class Left:
         controls: by the names of their fields, in the order of the table.
         lora_rows: each row of a LoRA.
         said: lines about the files, by ``preset``, ``dit``, ``model_dir``, ``loras``.
-        dice, expand_button: draws a seed; has the prompt rewritten.
+        dice, last_seed: draw a seed; take the one of the last job.
+        expand_button: has the prompt rewritten.
+        tokens: lines on how long the prompts are, by their fields' names.
+        swap, size_line: width and height the other way round; what is said of them.
+        crop: the picture as the model will see it.
+        batch: how many jobs there will be.
         expand_line: what becomes of the prompt.
+        own: the user's own presets.
         plan: the memory plan.
     """
 
@@ -47,8 +65,15 @@ class Left:
     lora_rows: list[gr.Row] = field(default_factory=list)
     said: dict[str, gr.HTML] = field(default_factory=dict)
     dice: Any = None
+    last_seed: Any = None
+    tokens: dict[str, gr.HTML] = field(default_factory=dict)
+    swap: Any = None
+    size_line: Any = None
+    crop: Any = None
+    batch: Any = None
     expand_button: Any = None
     expand_line: Any = None
+    own: Any = None
     plan: Any = None
 
 
@@ -63,26 +88,55 @@ def left(presets: Presets) -> Left:
 
     place("mode", "preset")
     parts.said["preset"] = _html("k1-said-preset")
-    place("prompt")
+    _counted(place, parts, "prompt")
     with gr.Row(elem_classes=["k1-row"], elem_id="k1-expand-row"):
         place("expand")
         parts.expand_button = gr.Button(
             expansion.BUTTON, elem_id="k1-expand-now", min_width=120, scale=0, interactive=False
         )
-    place("expanded_prompt")
+    _counted(place, parts, "expanded_prompt")
     parts.expand_line = _html("k1-expand-line")
-    place("image", "negative_prompt")
-    _row(place, "size", "width", "height")
+    place("image")
+    parts.crop = _html("k1-crop")
+    with gr.Row(elem_classes=["k1-row"]):
+        for name in ("negative_prompt", "clip_prompt"):
+            with gr.Column(min_width=220, elem_classes=["k1-counted"]):
+                _counted(place, parts, name)
+    _sizes(place, parts)
     _row(place, "seconds", "steps", "guidance", "shift")
     with gr.Row(elem_classes=["k1-row", "k1-seed-row"]):
         place("seed")
-        parts.dice = gr.Button("Random", elem_id="k1-dice", min_width=90, scale=0)
+        parts.dice = gr.Button("Random", elem_id="k1-dice", min_width=84, scale=0)
+        parts.last_seed = gr.Button("Reuse last", elem_id="k1-last-seed", min_width=96, scale=0)
+    with gr.Accordion("Several at once", open=False, elem_id="k1-several"):
+        _row(place, "count", "per_line")
+        place("images")
+    parts.batch = _html("k1-batch")
     with gr.Accordion("Model & memory", open=False, elem_id="k1-files"):
         _files(place, parts)
         _choices(place)
+    parts.own = user_presets_page.section()
     parts.plan = _html("k1-plan")
     parts.controls = {item.name: made[item.name] for item in FIELDS}
     return parts
+
+
+def _counted(place: Callable[..., None], parts: Left, name: str) -> None:
+    """A prompt with the line on how long it is."""
+    place(name)
+    parts.tokens[name] = _html(f"k1-tokens-{name}")
+
+
+def _sizes(place: Callable[..., None], parts: Left) -> None:
+    """The trained sizes as buttons, and free ones."""
+    place("size")
+    with gr.Row(elem_classes=["k1-row"], elem_id="k1-size-row"):
+        with gr.Row(elem_classes=["k1-row"], elem_id="k1-sides"):
+            place("width")
+            parts.swap = gr.Button("Swap", elem_id="k1-swap", min_width=64, scale=0)
+            place("height")
+        place("scale")
+    parts.size_line = _html("k1-size-line")
 
 
 def _files(place: Callable[..., None], parts: Left) -> None:
@@ -104,6 +158,8 @@ def _choices(place: Callable[..., None]) -> None:
     _heading("Memory")
     _row(place, "weights", "text_weights")
     _row(place, "vram", "ram")
+    _row(place, "source", "resident_blocks", "slots")
+    _row(place, "chunk_tokens", "chunk_heads")
     _row(place, "vae_tiling", "vae_tile")
     _heading("Speed")
     _row(place, "attention", "cache", "dtype")
@@ -111,7 +167,7 @@ def _choices(place: Callable[..., None]) -> None:
     _row(place, "cache_threshold", "cache_retention")
     _heading("Guidance and output")
     _row(place, "guidance_start", "guidance_end", "crf")
-    place("clip_prompt", "preview")
+    place("preview")
 
 
 def _row(place: Callable[..., None], *names: str) -> None:
@@ -136,6 +192,7 @@ class Aside:
         checks, log, text: what the doctor says, the end of the worker's log, both as text.
         system: the tab itself, looked at when it is chosen.
         again: the button that looks once more.
+        settings: the user's.
     """
 
     file: Any = None
@@ -146,13 +203,14 @@ class Aside:
     text: Any = None
     system: Any = None
     again: Any = None
+    settings: Any = None
 
 
-def aside() -> Aside:
+def aside(options: StudioOptions) -> Aside:
     """“Video info” and “System”."""
     parts = Aside()
     with gr.Tab("Video info", id="info"), gr.Column(elem_classes=["k1-sheet"]):
-        parts.file = form.ResultInput(
+        parts.file = form.FileInput(
             label="A result",
             file_types=[".mp4", ".png"],
             type="filepath",
@@ -162,6 +220,9 @@ def aside() -> Aside:
         parts.send = gr.Button("Send to Create", elem_id="k1-info-send", visible=False)
         parts.told = _html("k1-info-told", video_info.EMPTY)
     with gr.Tab("System", id="system") as parts.system, gr.Column(elem_classes=["k1-sheet"]):
+        _heading("Settings")
+        parts.settings = settings_page.section(options)
+        _heading("This machine")
         parts.checks = _html("k1-system-checks", system_info.LOOKING)
         _heading("Worker")
         parts.log = _html("k1-system-log")
@@ -178,6 +239,13 @@ def right() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     with gr.Row(elem_id="k1-actions"):
         parts["generate"] = gr.Button("Generate", variant="primary", elem_id="k1-generate", scale=3)
+        parts["replace"] = gr.Button(
+            "Replace the waiting job",
+            variant="primary",
+            elem_id="k1-replace",
+            scale=3,
+            visible=False,
+        )
         parts["stop"] = gr.Button(
             "Stop", elem_id="k1-stop", scale=1, min_width=90, interactive=False
         )

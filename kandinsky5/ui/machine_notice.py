@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kandinsky5.ui.options import StudioOptions
+    from kandinsky5.worker.client import Folders
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,12 @@ DOCTOR = (
 PATIENCE_S = 120
 
 
-def doctor_command(options: StudioOptions) -> tuple[str, ...]:
+def doctor_command(folders: Folders, state_dir: Path) -> tuple[str, ...]:
     """The doctor, asked about the studio's own folders."""
-    folders = ["--outdir", str(options.out_dir), "--state-dir", str(options.state_dir)]
-    for folder in options.models_dirs:
-        folders += ["--models-dir", str(folder)]
-    return (*DOCTOR, *folders)
+    options = ["--outdir", str(folders.out_dir), "--state-dir", str(state_dir)]
+    for folder in folders.model_names:
+        options += ["--models-dir", folder]
+    return (*DOCTOR, *options)
 
 
 class MachineNotice:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from kandinsky5.errors import UserError
 from kandinsky5.family import TransformerShape
 from kandinsky5.ui.fields import BY_NAME, LORA_FIELDS
-from kandinsky5.ui.typed import existing_path, lora_name
+from kandinsky5.ui.typed import existing_path, lora_name, lora_of
 from kandinsky5.worker.client import FileNames
 
 if TYPE_CHECKING:
     from kandinsky5.worker.client import WorkerClient
 
 LORA_NAMES = tuple(path.name for path, _ in LORA_FIELDS)
+STRENGTH_NAMES = tuple(strength.name for _, strength in LORA_FIELDS)
 FILE_FIELDS = ("preset", "dit", "model_dir", *LORA_NAMES)
 """Fields that name model files, and the preset that these shall serve."""
 LOOK_AGAIN_S = 20
@@ -32,10 +33,14 @@ class FilesTold:
         said: by field, what :func:`kandinsky5.pipeline.named_files.describe_files` says of the file named
             there, or {problem} where there is none.
         pending: the worker still looks; ask again.
+        text_encoder: what the worker says of the text encoder that goes with them; None for the preset's.
+        lora_parameters: numbers in all LoRAs that act.
     """
 
     said: Mapping[str, Said] = field(default_factory=dict)
     pending: bool = False
+    text_encoder: Said | None = None
+    lora_parameters: int = 0
 
     @property
     def problem(self) -> tuple[str, str] | None:
@@ -58,7 +63,7 @@ def files_told(client: WorkerClient, values: Mapping[str, Any]) -> FilesTold:
     """What is known of the files by now; what is not is asked. Nothing is opened here.
 
     Args:
-        values: of :data:`FILE_FIELDS`.
+        values: of :data:`FILE_FIELDS`, and of :data:`STRENGTH_NAMES` where they matter.
     """
     said: dict[str, Said] = {}
     paths: dict[str, str] = {}
@@ -88,7 +93,23 @@ def files_told(client: WorkerClient, values: Mapping[str, Any]) -> FilesTold:
     answers = {"dit": told["dit"], "model_dir": told["model_dir"]}
     answers |= dict(zip(loras, told["loras"], strict=True))
     found = {**said, **{name: answer for name, answer in answers.items() if answer is not None}}
-    return FilesTold({name: found[name] for name in FILE_FIELDS if name in found})
+    return FilesTold(
+        {name: found[name] for name in FILE_FIELDS if name in found},
+        text_encoder=told.get("text_encoder"),
+        lora_parameters=sum(
+            found[name].get("parameters", 0) for name in loras if _acts(values, name)
+        ),
+    )
+
+
+def _acts(values: Mapping[str, Any], name: str) -> bool:
+    """Whether a LoRA's strength is anything but 0, as far as it can be read."""
+    path, strength = next(row for row in LORA_FIELDS if row[0].name == name)
+    try:
+        choice = lora_of(path, strength, values[name], values.get(strength.name))
+    except UserError:
+        return True
+    return choice is not None and choice.strength != 0
 
 
 def missing_parts(client: WorkerClient, preset: str) -> tuple[str, ...] | None:

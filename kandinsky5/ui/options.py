@@ -19,9 +19,9 @@ class StudioOptions:
         port: 1 … 65535.
         listen: let other machines in; needs ``auth``.
         auth: ``USER:PASS`` asked of every visitor, or None.
-        out_dir: folder of the results.
+        out_dir: folder of the results; None: the one in the settings.
         state_dir: folder of the jobs and of uploaded pictures.
-        models_dirs: folders in which models are looked for.
+        models_dirs: folders in which models are looked for, before those in the settings.
         device: for the worker; None lets it choose.
         upload_bytes: of the largest file that a visitor may send; larger ones are refused as they come in.
     """
@@ -30,7 +30,7 @@ class StudioOptions:
     port: int = 7860
     listen: bool = False
     auth: str | None = None
-    out_dir: Path = field(default_factory=lambda: Path("outputs"))
+    out_dir: Path | None = None
     state_dir: Path = field(default_factory=lambda: Path("state"))
     models_dirs: tuple[Path, ...] = ()
     device: str | None = None

@@ -26,6 +26,45 @@ window.k1 = (() => {
   const FORM_VERSION = 1;
   const stores = ["sessionStorage", "localStorage"];
   let remembering = false;
+  let started = false;
+
+  // What the user set for the whole studio; without an answer the page is as if nothing were set.
+  const settings = fetch("k1/page", { cache: "no-store" })
+    .then((answer) => answer.json())
+    .catch(() => ({ theme: "system", rememberForm: true }));
+  settings.then(followSettings);
+
+  const systemIsDark = window.matchMedia("(prefers-color-scheme: dark)");
+  let theme = "system";
+  function showTheme() {
+    const dark = theme === "dark" || (theme === "system" && systemIsDark.matches);
+    document.body.classList.toggle("dark", dark);
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    document.body.style.background = "var(--body-background-fill)";
+  }
+  // gradio follows the system at each of its changes: what was set has the last word.
+  systemIsDark.addEventListener("change", () => setTimeout(showTheme));
+
+  function followSettings(given) {
+    theme = given.theme;
+    showTheme();
+    if (!given.rememberForm) forgetForm();
+  }
+
+  // Saved here: at once in this page and in the browser's others.
+  const otherTabs = window.BroadcastChannel ? new BroadcastChannel("k1-settings") : null;
+  function takeSettings(given) {
+    remembering = given.rememberForm;
+    followSettings(given);
+  }
+  if (otherTabs) otherTabs.onmessage = (event) => takeSettings(event.data);
+  function settingsSaved(element) {
+    const line = element.querySelector("[data-look]");
+    if (!line) return;
+    const given = JSON.parse(line.dataset.look);
+    takeSettings(given);
+    if (otherTabs) otherTabs.postMessage(given);
+  }
 
   function readForm() {
     for (const store of stores) {
@@ -37,10 +76,22 @@ window.k1 = (() => {
     return "";
   }
 
+  function forgetForm() {
+    for (const store of stores) {
+      try {
+        window[store].removeItem(FORM_KEY);
+      } catch { /* storage is switched off */ }
+    }
+  }
+
   // Read before any control could write its default over it.
   const formAtLoad = readForm();
-  const remembered = () => formAtLoad;
-  const startRemembering = () => { remembering = true; };
+  const remembered = async () => ((await settings).rememberForm ? formAtLoad : "");
+  const startRemembering = async () => {
+    remembering = (await settings).rememberForm;
+    started = true;
+  };
+  const isStarted = () => started;
   const isRemembering = () => remembering;
 
   function remember(names, values) {
@@ -61,6 +112,17 @@ window.k1 = (() => {
     const mode = nextStop;
     nextStop = "save";
     return mode;
+  }
+
+  // A file that the browser keeps; what is gone by now is answered with 404, and the page says so.
+  function fetchFile(path, name) {
+    if (name) {
+      const link = document.createElement("a");
+      link.href = `${path.slice(1)}?name=${encodeURIComponent(name)}`;
+      link.download = "";
+      link.click();
+    }
+    return [name];
   }
 
   const dice = () => String(Math.floor(Math.random() * 2 ** 31));
@@ -93,11 +155,17 @@ window.k1 = (() => {
     field.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
-  function askBeforeStopping() {
+  // Each Stop, and the card of the job that it stops.
+  const CARDS = { "k1-stop": "#k1-progress", "k1-queue-stop": "#k1-now" };
+  let asking = "k1-stop";
+
+  function askBeforeStopping(button = "k1-stop") {
+    asking = button;
     let dialog = document.getElementById("k1-ask");
     if (!dialog) {
       dialog = document.createElement("dialog");
       dialog.id = "k1-ask";
+      dialog.className = "k1-ask";
       dialog.setAttribute("aria-labelledby", "k1-ask-text");
       dialog.innerHTML =
         '<form method="dialog"><p id="k1-ask-text">Stop this job? Saved, it can go on later from where it is.</p>' +
@@ -109,7 +177,7 @@ window.k1 = (() => {
         if (["discard", "decode", "save"].includes(dialog.returnValue)) {
           nextStop = dialog.returnValue;
           stopIsChosen = true;
-          document.getElementById("k1-stop").click();
+          document.getElementById(asking).click();
           stopIsChosen = false;
         }
         dialog.returnValue = "";
@@ -117,21 +185,24 @@ window.k1 = (() => {
       (document.querySelector(".gradio-container") || document.body).append(dialog);
     }
     // Before the first step, and once all are done, there is nothing to choose from.
-    dialog.querySelector("[value=decode]").hidden = !document.querySelector("#k1-progress [data-painted]");
+    dialog.querySelector("[value=decode]").hidden = !document.querySelector(`${CARDS[button]} [data-painted]`);
     if (!dialog.open) dialog.showModal();
   }
 
   document.addEventListener("click", (event) => {
-    if (stopIsChosen || !event.target.closest || !event.target.closest("#k1-stop")) return;
-    if (document.querySelector("#k1-progress [data-kind=expand]")) return; // a text is not worth asking
+    const stop = event.target.closest && event.target.closest(Object.keys(CARDS).map((id) => `#${id}`).join());
+    if (stopIsChosen || !stop) return;
+    const card = CARDS[stop.id];
+    if (document.querySelector(`${card} [data-kind=expand]`)) return; // a text is not worth asking
     event.preventDefault();
     event.stopImmediatePropagation();
-    if (active()) askBeforeStopping();
+    if (document.querySelector(`${card} [data-active]`)) askBeforeStopping(stop.id);
   }, true);
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) {
-      const button = document.getElementById("k1-generate");
+      // the one that is there: while a waiting job is changed Generate is not
+      const button = document.getElementById("k1-replace") || document.getElementById("k1-generate");
       if (button && !document.querySelector("dialog[open]")) {
         event.preventDefault();
         event.stopPropagation();
@@ -145,6 +216,19 @@ window.k1 = (() => {
       }
     }
   }, true);
+
+  // gradio gives each button of a choice a name of its own, so that the browser's arrow keys do nothing there.
+  const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  document.addEventListener("keydown", (event) => {
+    const step = STEPS[event.key];
+    const field = step && event.target.matches(".k1-field input[type=radio]") && event.target.closest(".k1-field");
+    if (!field || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const buttons = [...field.querySelectorAll("input[type=radio]")];
+    const next = buttons[(buttons.indexOf(event.target) + step + buttons.length) % buttons.length];
+    next.focus();
+    next.click();
+  });
 
   // Results in the list move while the pointer or the keyboard is on them.
   const tileVideo = (event) => {
@@ -162,6 +246,6 @@ window.k1 = (() => {
 
   return {
     token, newId, dice, stopMode, progressChanged, problemChanged,
-    remember, remembered, startRemembering, isRemembering,
+    remember, remembered, startRemembering, isRemembering, isStarted, settingsSaved, fetchFile,
   };
 })();

@@ -27,7 +27,7 @@ def check_picture(path: str) -> tuple[int, int]:
     """
     size = picture_size(path)
     try:
-        with _opened(path) as picture:
+        with opened_picture(path) as picture:
             picture.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError("image", Path(path).name, NOT_READABLE) from error
@@ -41,7 +41,7 @@ def picture_size(path: str) -> tuple[int, int]:
         UserError: for the field ``image``.
     """
     try:
-        with _opened(path) as picture:
+        with opened_picture(path) as picture:
             width, height = picture.size
             if width * height <= MAX_PIXELS:
                 turned = picture.getexif().get(ORIENTATION, 1) >= 5
@@ -53,7 +53,8 @@ def picture_size(path: str) -> tuple[int, int]:
     raise UserError("image", f"{width} × {height}", TOO_LARGE)
 
 
-def _opened(path: str) -> Image.Image:
+def opened_picture(path: str) -> Image.Image:
+    """The picture, its header read and nothing decoded; its own library's errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kandinsky5.errors import K1Error, UserError
-from kandinsky5.family import TransformerShape
+from kandinsky5.family import TextEncoderShape
 from kandinsky5.machine import memory_bytes
-from kandinsky5.memory.budget import GB, Budget
+from kandinsky5.memory.budget import GB, Budget, in_gb
 from kandinsky5.memory.demand import PlanRequest
 from kandinsky5.memory.free import ASSUMED_RAM_BYTES, held_bytes, text_formats
 from kandinsky5.memory.plan import MemoryPlan, make_plan
 from kandinsky5.picture_sizes import size_for_picture
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
-from kandinsky5.ui.model_files import FilesTold
+from kandinsky5.ui.model_files import STRENGTH_NAMES, FilesTold
 from kandinsky5.ui.pictures import picture_size
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ PLAN_FIELDS = (
     "nabla_ww",
     "vae_tiling",
     "vae_tile",
+    "source",
+    "resident_blocks",
+    "slots",
+    "chunk_tokens",
+    "chunk_heads",
+    *STRENGTH_NAMES,
 )
 """What a plan depends on."""
 GRAIN_BYTES = GB // 10
@@ -64,6 +70,7 @@ OF_THE_GIVEN = "the size follows from the image: {0} × {1}"
 OF_THE_PRESET = "planned with the preset's dimensions: your checkpoint is still being looked at"
 NOT_OF_THE_FILE = "planned with the preset's dimensions: your checkpoint cannot be used"
 NO_FILES = FilesTold()
+BESIDE_LORAS = "planned beside {0} for the LoRAs"
 NO_CARD = "there is no GPU here: the VRAM budget is not used"
 
 log = logging.getLogger(__name__)
@@ -130,7 +137,11 @@ class Planner:
         request, notices = request_for(values)
         card = self._card(report)
         budget = self._budget(request, card)
-        plan = _planned(job_for(request, budget, files.transformer), budget)
+        job = job_for(request, budget, files)
+        adapter_bytes = files.lora_parameters * job.number_bytes
+        plan = _planned(job, budget.beside(adapter_bytes))
+        if adapter_bytes:
+            notices = (*notices, BESIDE_LORAS.format(in_gb(adapter_bytes)))
         if values.get("dit") or values.get("model_dir"):
             if files.pending:
                 notices = (*notices, OF_THE_PRESET)
@@ -220,19 +231,21 @@ def request_for(values: Mapping[str, Any]) -> tuple[GenerationRequest, tuple[str
     return request, (*changed, *notices)
 
 
-def job_for(
-    request: GenerationRequest,
-    budget: Budget,
-    transformer: tuple[TransformerShape, str] | None = None,
-) -> PlanRequest:
+def job_for(request: GenerationRequest, budget: Budget, files: FilesTold = NO_FILES) -> PlanRequest:
     """The job as the pipeline runs it; whether NF4 gives right numbers only the worker tests.
 
     Args:
-        transformer: dimensions and format of the file that takes the place of the preset's.
+        files: what takes the place of the preset's transformer and text encoder.
     """
     dtype = "fp32" if request.dtype == "fp32" or budget.on_cpu else "bf16"
-    shape, stored = transformer or (None, "bf16")
-    job = PlanRequest.of(request, transformer=shape, file_weights=stored, dtype=dtype)
+    shape, stored = files.transformer or (None, "bf16")
+    encoder = None
+    if (told := files.text_encoder) is not None:
+        encoder = TextEncoderShape.of_dimensions(told["dimensions"])
+        request = dataclasses.replace(request, expand=request.expand and told["writes"])
+    job = PlanRequest.of(
+        request, transformer=shape, text_encoder=encoder, file_weights=stored, dtype=dtype
+    )
     return dataclasses.replace(job, text_formats=text_formats())
 
 

@@ -16,7 +16,8 @@ from kandinsky5.ui.choices import preset_values, size_name
 from kandinsky5.ui.fields import BY_NAME, FIELDS, Field
 
 VERSION = 1
-KEPT_NAMES = tuple(field.name for field in FIELDS if field.kind != "picture")
+UNKEPT_KINDS = ("picture", "pictures", "slider")
+KEPT_NAMES = tuple(field.name for field in FIELDS if field.kind not in UNKEPT_KINDS)
 
 
 def values_from(text: str | None) -> dict[str, Any] | None:

@@ -133,14 +133,13 @@ def with_door(app: FastAPI, options: StudioOptions) -> None:
     )
 
 
-def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:
+def result_routes(client: WorkerClient) -> APIRouter:
     """Routes that serve what jobs made.
 
     ``/k1/result/{job_id}`` in ranges so that a video can be sought: the path of the file comes from the store
-    alone and must lie in ``out_dir``. ``/k1/preview/{job_id}/{step}``: the client knows where it lies.
+    alone and must lie where results go or went. ``/k1/preview/{job_id}/{step}``: the client knows the place.
     """
     router = APIRouter()
-    root = out_dir.expanduser().resolve()
 
     @router.api_route("/k1/result/{job_id}", methods=["GET", "HEAD"])
     def result(job_id: str, request: Request) -> Response:
@@ -151,7 +150,7 @@ def result_routes(client: WorkerClient, out_dir: Path) -> APIRouter:
         if not output:
             return PlainTextResponse("This job has made nothing.", 404)
         path = Path(output).resolve()
-        if not path.is_relative_to(root) or path.suffix not in MEDIA_TYPES:
+        if not client.folders.holds_result(path) or path.suffix not in MEDIA_TYPES:
             return PlainTextResponse("Only files in the outputs folder are served.", 403)
         if not path.is_file():
             return PlainTextResponse("The file is no longer there.", 404)

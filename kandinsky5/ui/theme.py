@@ -8,7 +8,7 @@ import gradio as gr
 
 HERE = Path(__file__).resolve().parent
 STYLE_FILE = HERE / "style.css"
-SCRIPT_FILES = (HERE / "page.js", HERE / "preview.js")
+SCRIPT_FILES = (HERE / "page.js", HERE / "preview.js", HERE / "queue.js")
 
 _SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Cantarell"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono"]

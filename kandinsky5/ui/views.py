@@ -29,6 +29,10 @@ ENDED_WORDS = {
     "stopped": "Stopped",
     "interrupted": "Interrupted",
 }
+PAUSED_LINE = (
+    '<p class="k1-paused"><span>The queue is paused: no further job begins.</span>'
+    '<button type="button" class="k1-cancel" data-go="on">Go on</button></p>'
+)
 LEAST_STALL_S = 0.05
 """Shorter waits for weights in a step are not worth a word."""
 _TEMPLATE_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
@@ -74,20 +78,26 @@ def progress(
     job: JobSnapshot | None,
     queue: Sequence[JobSnapshot],
     resumable: Sequence[JobSnapshot] = (),
+    paused: bool = False,
 ) -> str:
-    """The card that tells how the watched job fares, the jobs around it and those that can be resumed."""
+    """The card that tells how the watched job fares, the jobs around it and those that can be resumed.
+
+    Args:
+        paused: no further job begins.
+    """
     rows = "".join(_queue_row(other) for other in queue if job is None or other.id != job.id)
     rows += "".join(
         _resumable_row(other) for other in resumable if job is None or other.id != job.id
     )
     others = f'<ol class="k1-queue" aria-label="Other jobs">{rows}</ol>' if rows else ""
+    others = (PAUSED_LINE if paused else "") + others
     if job is None:
         return (
             '<section class="k1-progress" data-state="idle" data-title="K1">'
             '<p class="k1-line"><b>Ready</b><span>Describe a scene, then press Generate.</span></p>'
             f"{others}</section>"
         )
-    head, detail, bar = _progress_parts(job)
+    head, detail, bar = progress_parts(job)
     notices = "" if job.output else _notices(job)  # the result has them
     active = ' data-active="yes"' if can_be_stopped(job) else ""
     if active and job.stage == "denoise" and job.step:
@@ -112,8 +122,8 @@ def _told_prompt(job: JobSnapshot) -> str:
     return prompt_of(job)
 
 
-def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
-    """(headline, detail, bar) of a job."""
+def progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
+    """(headline, detail, bar) of a job; the bar is HTML, the others are text."""
     if job.state == "queued":
         ahead = f"{job.place} ahead of it" if job.place > 0 else "starts in a moment"
         return "In the queue", ahead, _bar(None)
@@ -133,14 +143,14 @@ def _progress_parts(job: JobSnapshot) -> tuple[str, str, str]:
         return ENDED_WORDS["stopped"], at, ""
     if job.state == "done":
         took = (job.finished_at or 0) - (job.started_at or 0)
-        return ENDED_WORDS["done"], f"in {duration_text(max(took, 0))}{_moment(job)}", ""
+        return ENDED_WORDS["done"], f"in {duration_text(max(took, 0))}{moment(job)}", ""
     if job.state == "stopped":
         at = f"at step {job.step} of {job.total}" if job.total else "before its first step"
         return ENDED_WORDS["stopped"], at, ""
     return ENDED_WORDS.get(job.state, job.state), job.message or "the log says more", ""
 
 
-def _moment(job: JobSnapshot) -> str:
+def moment(job: JobSnapshot) -> str:
     """When it ended, by this machine's clock: a page that was loaded again shows what was last."""
     if not job.finished_at:
         return ""
@@ -238,7 +248,7 @@ def player(job: JobSnapshot | None) -> str:
         switches = "controls autoplay loop muted playsinline"
         media = f'<video src="{source}" aria-label="{label}" {switches}></video>'
     facts = "".join(
-        f"<li><span>{safe(name)}</span> {safe(value)}</li>" for name, value in _facts(job)
+        f"<li><span>{safe(name)}</span> {safe(value)}</li>" for name, value in result_facts(job)
     )
     return (
         f'<figure class="k1-player" data-job="{safe(job.id)}"><div class="k1-stage">{media}</div>'
@@ -249,34 +259,39 @@ def player(job: JobSnapshot | None) -> str:
     )
 
 
-def _facts(job: JobSnapshot) -> list[tuple[str, str]]:
+def taken_s(job: JobSnapshot) -> float:
+    """Seconds that a job took; what a resumed one had taken before stands in its stages alone."""
+    seconds = (job.result or {}).get("seconds") or {}
+    stages = sum(value for name, value in seconds.items() if name != "total")
+    return max((job.finished_at or 0.0) - (job.started_at or 0.0), stages, 0.0)
+
+
+def result_facts(job: JobSnapshot) -> list[tuple[str, str]]:
+    """What a result is and what it took, as (name, value)."""
     made: dict[str, Any] = job.result or {}
-    facts: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     preset = PRESETS.get(str(job.request.get("preset")))
     if (seed := made.get("seed", job.request.get("seed"))) is not None:
-        facts.append(("seed", str(seed)))
+        found.append(("seed", str(seed)))
     if made.get("width") and made.get("height"):
-        facts.append(("size", f"{made['width']} × {made['height']}"))
+        found.append(("size", f"{made['width']} × {made['height']}"))
     if made.get("frames", 1) > 1:
-        facts.append(("frames", str(made["frames"])))
+        found.append(("frames", str(made["frames"])))
     if made.get("steps_run"):
-        facts.append(("steps", str(made["steps_run"])))
+        found.append(("steps", str(made["steps_run"])))
     if job.started_at and job.finished_at:
-        # what a resumed job had taken before stands in its stages alone
-        stages = {k: s for k, s in (made.get("seconds") or {}).items() if k != "total"}
-        taken_s = max(job.finished_at - job.started_at, sum(stages.values()))
-        facts.append(("took", duration_text(taken_s)))
+        found.append(("took", duration_text(taken_s(job))))
     peak = made.get("peak_vram_bytes") or made.get("peak_rss_bytes")
     if peak:
-        facts.append(("VRAM" if made.get("peak_vram_bytes") else "memory", gigabytes(peak)))
+        found.append(("VRAM" if made.get("peak_vram_bytes") else "memory", gigabytes(peak)))
     if made.get("h2d_bytes"):
-        facts.append(("moved", gigabytes(made["h2d_bytes"])))
+        found.append(("moved", gigabytes(made["h2d_bytes"])))
     if skipped := made.get("evaluations_skipped"):
         whole = skipped + made.get("evaluations_run", 0)
-        facts.append(("skipped", f"{skipped} of {whole} evaluations"))
+        found.append(("skipped", f"{skipped} of {whole} evaluations"))
     if preset:
-        facts.append(("preset", preset.name))
-    return facts
+        found.append(("preset", preset.name))
+    return found
 
 
 def _expanded(job: JobSnapshot) -> str:

@@ -11,7 +11,6 @@ import atexit
 import dataclasses
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import UserError
-from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, settle
-from kandinsky5.worker.jobs import JobSnapshot, JobStore
+from kandinsky5.worker.folders import Folders
+from kandinsky5.worker.job_snapshot import FINAL_STATES, JobSnapshot
+from kandinsky5.worker.jobs import JobStore
 from kandinsky5.worker.protocol import (
     DEFAULT_PIPELINE,
     STOP_MODES,
@@ -29,9 +29,18 @@ from kandinsky5.worker.protocol import (
     WorkerSettings,
 )
 from kandinsky5.worker.pump import JobPump
+from kandinsky5.worker.result_files import check_writable, delete_results, output_path
 from kandinsky5.worker.run_files import PreviewFolder, RunFiles
 
-__all__ = ["FileNames", "JobSnapshot", "WorkerClient"]
+__all__ = [
+    "FileNames",
+    "Folders",
+    "JobSnapshot",
+    "WorkerClient",
+    "asked_for",
+    "check_writable",
+    "output_path",
+]
 
 DRAWN_SEEDS = 2**31
 
@@ -62,23 +71,26 @@ class WorkerClient:
         stop_grace_s: float = 30.0,
     ) -> None:
         state_dir = state_dir.expanduser().absolute()
-        self._out_dir = out_dir.expanduser().absolute()
+        self._folders = Folders(out_dir, tuple(models_dirs))
         self._device = device
         self._closing = threading.RLock()
+        self._ending = threading.RLock()  # a job is not resumed while it is deleted
         self._started = self._closed = False
         self._files = RunFiles(state_dir)
         self._store = JobStore(state_dir / "jobs.sqlite3")
         settings = WorkerSettings(
             log_file=str(state_dir / "worker.log"),
             parent_pid=os.getpid(),
-            models_dirs=tuple(str(folder.expanduser().absolute()) for folder in models_dirs),
+            models_dirs=self._folders.model_names,
             pipeline=pipeline,
         )
         self._pump = JobPump(
             self._store,
             settings,
             files=self._files,
-            choose_output=lambda request: output_path(self._out_dir, request, time.localtime()),
+            choose_output=lambda request: output_path(
+                self._folders.out_dir, request, time.localtime()
+            ),
             stop_grace_s=stop_grace_s,
         )
 
@@ -102,6 +114,18 @@ class WorkerClient:
             self._pump.close(timeout_s)
             self._store.close()
 
+    @property
+    def folders(self) -> Folders:
+        """Where the next results go and where models are looked for."""
+        return self._folders
+
+    def use_folders(self, folders: Folders) -> None:
+        """Others, from the next job on; one that runs keeps those that it began with."""
+        self._folders = folders
+        self._pump.settings = dataclasses.replace(
+            self._pump.settings, models_dirs=folders.model_names
+        )
+
     def submit(self, request: GenerationRequest, *, token: str | None = None) -> str:
         """Queue a job.
 
@@ -119,11 +143,57 @@ class WorkerClient:
         if token is not None and (known := self._store.id_of_token(token)) is not None:
             return known
         _, notices = settle(request)
-        check_writable(self._out_dir)
+        check_writable(self._folders.out_dir)
         completed = self._completed(request)
-        job_id = self._store.add(completed.to_dict(), token=token, notices=notices)
+        job_id = self._store.add(
+            completed.to_dict(), token=token, notices=notices, seed_drawn=request.seed is None
+        )
         self._pump.wake()
         return job_id
+
+    def replace(self, job_id: str, request: GenerationRequest) -> bool:
+        """Let a waiting job make something else, in its place of the queue.
+
+        Returns:
+            False when it waits no longer, or goes on from a saved state; nothing was changed then.
+
+        Raises:
+            KeyError: there is no such job.
+            UserError: the request cannot be run.
+        """
+        self._store.get(job_id)
+        _, notices = settle(request)
+        values = self._completed(request).to_dict()
+        drawn = request.seed is None
+        return self._store.replace(job_id, values, notices=notices, seed_drawn=drawn)
+
+    def duplicate(self, job_id: str, *, token: str | None = None) -> str:
+        """Queue what a job was asked for once more, as the last; a seed that was drawn is drawn anew.
+
+        Returns:
+            The new job's id.
+
+        Raises:
+            KeyError: there is no such job.
+            UserError: its request cannot be run any more.
+        """
+        return self.submit(asked_for(self._store.get(job_id)), token=token)
+
+    def move(self, job_id: str, places: int) -> bool:
+        """Move a waiting job so many places back, or forward when negative; False when it does not wait."""
+        return self._store.move(job_id, places)
+
+    def set_paused(self, paused: bool) -> None:
+        """Let no further job begin, over restarts too, until it is called with False.
+
+        The running job goes on; so does the rewriting of prompts, for which somebody waits.
+        """
+        self._store.set_paused(paused)
+        self._pump.wake()
+
+    def is_paused(self) -> bool:
+        """Whether no further job begins."""
+        return self._store.is_paused()
 
     def expand(self, request: GenerationRequest, *, token: str | None = None) -> str:
         """Queue the rewriting of a prompt alone, before the jobs that wait.
@@ -150,7 +220,9 @@ class WorkerClient:
         Returns:
             At once: None while the worker still looks; ask again in a moment.
         """
-        return self._pump.describe(names)
+        return self._pump.describe(
+            dataclasses.replace(names, models_dirs=self._folders.model_names)
+        )
 
     def resume(self, job_id: str) -> None:
         """Put a job that ended before its last step back in the queue, to go on from its saved state.
@@ -159,16 +231,17 @@ class WorkerClient:
             KeyError: there is no such job.
             UserError: it is not over, or has no saved state on disk.
         """
-        job = self._store.get(job_id)
-        if not job.is_resumable:
-            raise UserError(
-                "job", job_id, f"it is {job.state} and has no saved state: start it again"
-            )
-        if not Path(job.saved_state or "").is_file():
-            raise UserError("job", job_id, f"{job.saved_state} is gone: start it again")
-        check_writable(self._out_dir)
-        if self._store.requeue(job_id):
-            self._pump.wake()
+        with self._ending:
+            job = self._store.get(job_id)
+            if not job.is_resumable:
+                raise UserError(
+                    "job", job_id, f"it is {job.state} and has no saved state: start it again"
+                )
+            if not Path(job.saved_state or "").is_file():
+                raise UserError("job", job_id, f"{job.saved_state} is gone: start it again")
+            check_writable(self._folders.out_dir)
+            if self._store.requeue(job_id):
+                self._pump.wake()
 
     def discard(self, job_id: str) -> None:
         """Drop what was saved of a job that is over; one that is not, or has nothing saved, stays as it is.
@@ -176,9 +249,32 @@ class WorkerClient:
         Raises:
             KeyError: there is no such job.
         """
-        if self._store.get(job_id).is_resumable:
-            self._store.forget_saved_state(job_id)
-            self._files.forget_states(job_id)
+        with self._ending:
+            if self._store.get(job_id).is_resumable:
+                self._store.forget_saved_state(job_id)
+                self._files.forget_states(job_id)
+
+    def delete(self, job_id: str) -> list[str]:
+        """Forget a job that is over, and delete its results, latents, saved states and previews.
+
+        Files that are gone already do not matter; none is touched that is a link, lies outside the folders
+        for results and runs, or belongs to another job too.
+
+        Returns:
+            A line for each file of it that is still there.
+
+        Raises:
+            KeyError: there is no such job.
+            UserError: it waits or runs, or a file could not be deleted; it is still there then.
+        """
+        with self._ending:
+            job = self._store.get(job_id)
+            if job.state not in FINAL_STATES:
+                raise UserError("job", job_id, f"it is {job.state}: stop it first")
+            kept = delete_results(job, self._folders, self._store.others(job_id))
+            kept += self._files.delete(job_id)
+            self._store.remove(job_id)
+            return kept
 
     def preview_path(self, job_id: str, step: int) -> Path | None:
         """The picture of a job after that step, if there is one.
@@ -216,16 +312,20 @@ class WorkerClient:
         Raises:
             KeyError: there is no such job.
         """
-        (job,) = self._pump.with_progress(lambda: (self._store.get(job_id),))
+        (job,) = self._pump.current.with_progress(lambda: (self._store.get(job_id),))
         return job
 
     def queue(self) -> tuple[JobSnapshot, ...]:
         """The running job, then those that wait, in their order."""
-        return self._pump.with_progress(self._store.queue)
+        return self._pump.current.with_progress(self._store.queue)
 
     def history(self, limit: int = 24, offset: int = 0) -> tuple[JobSnapshot, ...]:
         """Jobs that are over, the newest first."""
         return self._store.history(limit, offset)
+
+    def history_length(self) -> int:
+        """How many jobs are over."""
+        return self._store.history_length()
 
     def worker_pid(self) -> int | None:
         """The worker's process id; None when none runs."""
@@ -238,27 +338,11 @@ class WorkerClient:
         return dataclasses.replace(request, seed=seed, device=device, out=None)
 
 
-def output_path(folder: Path, request: GenerationRequest, moment: time.struct_time) -> Path:
-    """``YYYYMMDD-HHMMSS_<preset>_<seed>.mp4`` (.png for pictures) in the folder, a name not yet taken."""
-    suffix = ".mp4" if PRESETS[request.preset].is_video else ".png"
-    stem = f"{time.strftime('%Y%m%d-%H%M%S', moment)}_{request.preset}_{request.seed}"
-    path, number = folder / f"{stem}{suffix}", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}_{number}{suffix}"
-    return path
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder if need be.
+def asked_for(job: JobSnapshot) -> GenerationRequest:
+    """What a job was asked for: without its seed where that was drawn.
 
     Raises:
-        UserError: no file can be written there.
+        UserError: its request is none of this version.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        allowed = f"a folder that can be written ({error.strerror}); give another --outdir"
-        raise UserError("output folder", str(folder), allowed) from error
+    request = GenerationRequest.from_dict(job.request)
+    return dataclasses.replace(request, seed=None) if job.seed_drawn else request

@@ -41,6 +41,13 @@ ALTER TABLE jobs ADD COLUMN previews TEXT NOT NULL DEFAULT '[]';
     """
 ALTER TABLE jobs ADD COLUMN kind TEXT NOT NULL DEFAULT 'generate';
 """,
+    """
+ALTER TABLE jobs ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+UPDATE jobs SET position = number;
+ALTER TABLE jobs ADD COLUMN seed_drawn INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN outputs TEXT NOT NULL DEFAULT '[]';
+CREATE TABLE queue_marks (name TEXT PRIMARY KEY);
+""",
 )
 """From each version of the schema to the next; the first makes it. A step never changes once released."""
 

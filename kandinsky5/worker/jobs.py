@@ -11,80 +11,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import K1Error, UserError
 from kandinsky5.worker.job_schema import open_store, own_store
+from kandinsky5.worker.job_snapshot import FINAL_STATES, JobSnapshot, snapshot_of
 
-FINAL_STATES = ("done", "failed", "stopped", "interrupted")
-STATES = ("queued", "running", *FINAL_STATES)
-TURN = "kind = 'generate', number"
+TURN = "kind = 'generate', position"
 """Order of the queue: somebody looks at the page and waits for a prompt to be rewritten."""
+PAUSED = "EXISTS (SELECT 1 FROM queue_marks WHERE name = 'paused')"
 LEFT_RUNNING = "the program ended during this job; start it again"
 LEFT_RESUMABLE = "the program ended during this job; resume it from step "
-
-
-@dataclass(frozen=True)
-class JobSnapshot:
-    """A job at one moment.
-
-    Attributes:
-        id: names the job for good.
-        state: one of :data:`STATES`.
-        request: as :meth:`kandinsky5.request.GenerationRequest.to_dict` gives it, with its seed.
-        kind: ``generate``, or ``expand``: its prompt is rewritten and nothing made.
-        stage: of :data:`kandinsky5.events.STAGES`; None before the first.
-        step, total: steps of the schedule, done and in all.
-        seconds_per_step, eta_s: of a running job; None when not known.
-        h2d_bytes, stall_s: of a running job's last step: weights copied to the device, and how long computing
-            waited for them.
-        expanded_prompt: of a running job: the prompt as the text encoder rewrites it, as far as it has come.
-        is_stopping: it was told to stop and has not come to the end of its step.
-        place: 0 running, n the n-th in the queue, −1 over.
-        output: path of the file, once done; an early one stays there while the job goes on.
-        message: one line, for failed and interrupted jobs.
-        notices: what the user should know.
-        result: as the ``to_dict`` of what the job's kind makes gives it, once done.
-        created_at, started_at, finished_at: unix seconds.
-        saved_state, saved_step, saved_at: the newest file from which the job can be resumed, the steps done
-            in it and when it was written; None when there is none.
-        resume_from: the file from which a queued or running job goes on.
-        previews: steps of which there are pictures, in order.
-    """
-
-    id: str
-    state: str
-    request: dict[str, Any]
-    kind: str = "generate"
-    stage: str | None = None
-    step: int = 0
-    total: int = 0
-    seconds_per_step: float | None = None
-    eta_s: float | None = None
-    h2d_bytes: int = 0
-    stall_s: float = 0.0
-    expanded_prompt: str | None = None
-    is_stopping: bool = False
-    place: int = -1
-    output: str | None = None
-    message: str | None = None
-    notices: tuple[str, ...] = ()
-    result: dict[str, Any] | None = None
-    created_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    saved_state: str | None = None
-    saved_step: int | None = None
-    saved_at: float | None = None
-    resume_from: str | None = None
-    previews: tuple[int, ...] = ()
-
-    @property
-    def is_resumable(self) -> bool:
-        """Whether the job is over and can go on from a saved state; one with all its steps has none left."""
-        return self.state in FINAL_STATES and self.saved_state is not None
 
 
 class JobStore:
@@ -123,18 +61,77 @@ class JobStore:
         token: str | None = None,
         notices: Sequence[str] = (),
         kind: str = "generate",
+        seed_drawn: bool = False,
     ) -> str:
-        """Queue a job; a token that came before gives the job of that time and adds none."""
+        """Queue a job as the last; a token that came before gives the job of that time and adds none."""
         with self._lock:
             if token is not None and (known := self.id_of_token(token)) is not None:
                 return known
             job_id = secrets.token_hex(8)
             self._change(
-                "INSERT INTO jobs (id, token, state, kind, request, notices, created_at)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
-                (job_id, token, kind, json.dumps(request), json.dumps(list(notices)), time.time()),
+                "INSERT INTO jobs"
+                " (id, token, state, kind, request, notices, created_at, seed_drawn, position)"
+                " SELECT ?, ?, 'queued', ?, ?, ?, ?, ?, coalesce(max(position), 0) + 1 FROM jobs",
+                (
+                    job_id,
+                    token,
+                    kind,
+                    json.dumps(request),
+                    json.dumps(list(notices)),
+                    time.time(),
+                    seed_drawn,
+                ),
             )
             return job_id
+
+    def replace(
+        self,
+        job_id: str,
+        request: dict[str, Any],
+        *,
+        notices: Sequence[str] = (),
+        seed_drawn: bool = False,
+    ) -> bool:
+        """Let a waiting job make something else, in its place; False when it cannot be edited."""
+        changed = self._change(
+            "UPDATE jobs SET request = ?, notices = ?, seed_drawn = ? WHERE id = ?"
+            " AND state = 'queued' AND kind = 'generate' AND resume_from IS NULL",
+            (json.dumps(request), json.dumps(list(notices)), seed_drawn, job_id),
+        )
+        return changed == 1
+
+    def move(self, job_id: str, places: int) -> bool:
+        """Move a waiting job so many places back, or forward when negative, as far as the queue goes.
+
+        Returns:
+            False when it does not wait.
+        """
+        with self._lock:
+            rows = self._rows(
+                "SELECT id, position FROM jobs WHERE state = 'queued' AND kind = 'generate'"
+                " ORDER BY position"
+            )
+            order = [row["id"] for row in rows]
+            if job_id not in order:
+                return False
+            index = order.index(job_id)
+            order.insert(max(index + places, 0), order.pop(index))
+            placed = zip((row["position"] for row in rows), order, strict=True)
+            with self._open_connection() as connection:
+                connection.execute("BEGIN")
+                connection.executemany("UPDATE jobs SET position = ? WHERE id = ?", placed)
+        return True
+
+    def set_paused(self, paused: bool) -> None:
+        """Let no further job begin, over restarts too; rewriting a prompt goes on, somebody waits for it."""
+        if paused:
+            self._change("INSERT OR IGNORE INTO queue_marks (name) VALUES ('paused')")
+        else:
+            self._change("DELETE FROM queue_marks WHERE name = 'paused'")
+
+    def is_paused(self) -> bool:
+        """Whether no further job begins."""
+        return bool(self._rows(f"SELECT {PAUSED} AS paused")[0]["paused"])
 
     def id_of_token(self, token: str) -> str | None:
         """The job that was added with this token."""
@@ -142,9 +139,12 @@ class JobStore:
         return rows[0]["id"] if rows else None
 
     def claim_next(self) -> JobSnapshot | None:
-        """Turn the first queued job into the running one; None when none waits."""
+        """Turn the first queued job into the running one; None when none waits, or none may begin."""
         with self._lock:
-            rows = self._rows(f"SELECT id FROM jobs WHERE state = 'queued' ORDER BY {TURN} LIMIT 1")
+            rows = self._rows(
+                "SELECT id FROM jobs WHERE state = 'queued'"
+                f" AND (kind <> 'generate' OR NOT {PAUSED}) ORDER BY {TURN} LIMIT 1"
+            )
             if not rows:
                 return None
             self._change(
@@ -221,19 +221,41 @@ class JobStore:
         """
         if state not in FINAL_STATES:
             raise ValueError(f"{state!r} does not end a job; one of {', '.join(FINAL_STATES)} does")
-        self._change(
-            "UPDATE jobs SET state = ?, message = ?, result = coalesce(?, result),"
-            " output = coalesce(?, output), finished_at = ?"
-            " WHERE id = ? AND state IN ('queued', 'running')",
-            (
-                state,
-                message,
-                None if result is None else json.dumps(result),
-                None if result is None else result.get("output"),
-                time.time(),
-                job_id,
-            ),
+        made = None if result is None else result.get("output")
+        with self._lock:
+            outputs = [*self._outputs(job_id), *([made] if made else [])]
+            self._change(
+                "UPDATE jobs SET state = ?, message = ?, result = coalesce(?, result),"
+                " output = coalesce(?, output), outputs = ?, finished_at = ?"
+                " WHERE id = ? AND state IN ('queued', 'running')",
+                (
+                    state,
+                    message,
+                    None if result is None else json.dumps(result),
+                    made,
+                    json.dumps(list(dict.fromkeys(outputs))),
+                    time.time(),
+                    job_id,
+                ),
+            )
+
+    def _outputs(self, job_id: str) -> list[str]:
+        """Files that a job has made; of one that a former version ran, the last alone is known."""
+        rows = self._rows("SELECT output, outputs FROM jobs WHERE id = ?", (job_id,))
+        known = json.loads(rows[0]["outputs"]) if rows else []
+        return known or [row["output"] for row in rows if row["output"]]
+
+    def remove(self, job_id: str) -> bool:
+        """Forget a job that is over; False when it is not."""
+        states = ", ".join(f"'{state}'" for state in FINAL_STATES)
+        return (
+            self._change(f"DELETE FROM jobs WHERE id = ? AND state IN ({states})", (job_id,)) == 1
         )
+
+    def others(self, job_id: str) -> tuple[JobSnapshot, ...]:
+        """Every job but this one, without their places."""
+        rows = self._rows("SELECT * FROM jobs WHERE id <> ?", (job_id,))
+        return tuple(snapshot_of(row) for row in rows)
 
     def _interrupt_running(self) -> None:
         """End whatever a former program left marked as running; the message says how to go on."""
@@ -259,9 +281,9 @@ class JobStore:
                 raise KeyError(job_id)
             until_it = self._rows(
                 f"SELECT id FROM jobs WHERE state = 'queued' AND ({TURN}) <= (?, ?)",
-                (rows[0]["kind"] == "generate", rows[0]["number"]),
+                (rows[0]["kind"] == "generate", rows[0]["position"]),
             )
-        return _snapshot(rows[0], place=len(until_it))
+        return snapshot_of(rows[0], place=len(until_it))
 
     def queue(self) -> tuple[JobSnapshot, ...]:
         """The running job, then those that wait, in their order."""
@@ -270,7 +292,7 @@ class JobStore:
             f" ORDER BY state = 'queued', {TURN}"
         )
         running = sum(row["state"] == "running" for row in rows)
-        return tuple(_snapshot(row, place=index - running + 1) for index, row in enumerate(rows))
+        return tuple(snapshot_of(row, place=index - running + 1) for index, row in enumerate(rows))
 
     def history(self, limit: int, offset: int = 0) -> tuple[JobSnapshot, ...]:
         """Jobs that are over, the newest first; none that only rewrote a prompt."""
@@ -279,7 +301,14 @@ class JobStore:
             " ORDER BY finished_at DESC, number DESC LIMIT ? OFFSET ?",
             (max(limit, 0), max(offset, 0)),
         )
-        return tuple(_snapshot(row) for row in rows)
+        return tuple(snapshot_of(row) for row in rows)
+
+    def history_length(self) -> int:
+        """How many jobs :meth:`history` has in all."""
+        rows = self._rows(
+            "SELECT count(*) AS jobs FROM jobs WHERE finished_at IS NOT NULL AND kind = 'generate'"
+        )
+        return int(rows[0]["jobs"])
 
     def close(self) -> None:
         """Let go of the file; calling it again does nothing."""
@@ -293,7 +322,7 @@ class JobStore:
         with self._lock:
             return self._open_connection().execute(query, values).fetchall()
 
-    def _change(self, statement: str, values: tuple[Any, ...]) -> int:
+    def _change(self, statement: str, values: tuple[Any, ...] = ()) -> int:
         """The number of rows changed."""
         with self._lock:
             return self._open_connection().execute(statement, values).rowcount
@@ -302,29 +331,3 @@ class JobStore:
         if self._connection is None:
             raise K1Error("the studio is closing; start it again")
         return self._connection
-
-
-def _snapshot(row: sqlite3.Row, *, place: int = 0) -> JobSnapshot:
-    state = row["state"]
-    return JobSnapshot(
-        id=row["id"],
-        state=state,
-        request=json.loads(row["request"]),
-        kind=row["kind"],
-        stage=row["stage"],
-        step=row["step"],
-        total=row["total"],
-        place={"running": 0, "queued": place}.get(state, -1),
-        output=row["output"],
-        message=row["message"],
-        notices=tuple(json.loads(row["notices"])),
-        result=None if row["result"] is None else json.loads(row["result"]),
-        created_at=row["created_at"],
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        saved_state=row["saved_state"],
-        saved_step=row["saved_step"],
-        saved_at=row["saved_at"],
-        resume_from=row["resume_from"],
-        previews=tuple(json.loads(row["previews"])),
-    )

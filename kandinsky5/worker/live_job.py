@@ -16,7 +16,7 @@ from kandinsky5.events import (
     StateSaved,
     StepDone,
 )
-from kandinsky5.worker.jobs import JobSnapshot
+from kandinsky5.worker.job_snapshot import JobSnapshot
 from kandinsky5.worker.protocol import RunJob, StopJob
 from kandinsky5.worker.run_files import MAX_PREVIEWS, RunFiles
 
@@ -66,7 +66,9 @@ class LiveJob:
             return message
         return f"{message.removesuffix(START_AGAIN)}; resume it from step {self.saved_step}"
 
-    def begins(self, job: JobSnapshot, out: Path, files: RunFiles) -> RunJob:
+    def begins(
+        self, job: JobSnapshot, out: Path, files: RunFiles, models_dirs: tuple[str, ...]
+    ) -> RunJob:
         """The command for a worker."""
         self.command = RunJob(
             job.id,
@@ -76,6 +78,7 @@ class LiveJob:
             previews_dir=str(files.previews_dir(job.id)),
             states_dir=str(files.states_dir(job.id)),
             kind=job.kind,
+            models_dirs=models_dirs,
         )
         return self.command
 

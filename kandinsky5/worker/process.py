@@ -15,7 +15,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,7 +58,13 @@ log = logging.getLogger(__name__)
 
 
 class JobPipeline(Protocol):
-    """What the worker needs of a pipeline."""
+    """What the worker needs of a pipeline.
+
+    Attributes:
+        models_dirs: folders in which models are looked for; set between jobs.
+    """
+
+    models_dirs: Sequence[Path]
 
     def run(
         self,
@@ -212,6 +218,8 @@ class Worker:
                 self._keep_preview(job.job_id, folder, event)
 
         pipeline = self._warm_pipeline()
+        if job.models_dirs is not None:
+            pipeline.models_dirs = tuple(map(Path, job.models_dirs))
         previews = None if folder is None else PreviewEvery()
         out, should_stop, states = Path(job.out), control.stop.is_set, control.states
         if job.kind == "expand":
@@ -244,7 +252,7 @@ class Worker:
         while True:
             names = self._questions.get()
             try:
-                told = described(names, self._settings)
+                told = described(names)
             except Exception as error:  # whatever lies in a file, the next one is still answered
                 log.exception("%s could not be described", names)
                 told = {"problem": one_line(f"{type(error).__name__}: {error}")}
@@ -298,12 +306,12 @@ class Worker:
                 self._jobs.put(None)
 
 
-def described(names: FileNames, settings: WorkerSettings) -> dict[str, Any]:
+def described(names: FileNames) -> dict[str, Any]:
     """What the files are, by what stands in their headers."""
     from kandinsky5.pipeline.named_files import NamedFiles, describe_files  # imports torch
 
     named = NamedFiles(names.preset, names.dit, names.model_dir, names.loras)
-    return describe_files(named, tuple(map(Path, settings.models_dirs)))
+    return describe_files(named, tuple(map(Path, names.models_dirs)))
 
 
 def _can_change_worker(job: RunJob, control: RunControl, error: K1Error) -> bool:

@@ -25,7 +25,7 @@ class WorkerSettings:
     Attributes:
         log_file: where it logs; the folder exists.
         parent_pid: the process without which it has no reason to live.
-        models_dirs: folders in which models are looked for.
+        models_dirs: folders in which models are looked for, unless a job names others.
         pipeline: ``module:name`` of what is called with ``models_dirs=`` and gives an object with ``run``.
     """
 
@@ -44,6 +44,7 @@ class FileNames:
         dit, model_dir: as in a request; None where not named.
         loras: paths, or names in a folder for models.
         stamps: one (mtime in ns, bytes) for each of them that is there.
+        models_dirs: folders in which models are looked for.
     """
 
     preset: str
@@ -51,6 +52,7 @@ class FileNames:
     model_dir: str | None = None
     loras: tuple[str, ...] = ()
     stamps: tuple[tuple[int, int], ...] = ()
+    models_dirs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RunJob:
         previews_dir: previews go there; None makes none.
         states_dir: states of the unfinished run go there; None saves none.
         may_change_worker: whether it can go on in another worker when memory lies in pieces.
+        models_dirs: folders in which models are looked for; None: those that the worker started with.
     """
 
     job_id: str
@@ -75,6 +78,7 @@ class RunJob:
     states_dir: str | None = None
     kind: str = "generate"
     may_change_worker: bool = True
+    models_dirs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

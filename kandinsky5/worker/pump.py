@@ -15,23 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kandinsky5.errors import K1Error
-from kandinsky5.events import (
-    Notice,
-    PipelineEvent,
-    PromptExpanded,
-    ReadingFile,
-    StateSaved,
-    StepDone,
-)
+from kandinsky5.events import Notice
 from kandinsky5.request import GenerationRequest
+from kandinsky5.worker.current_job import CurrentJob
 from kandinsky5.worker.descriptions import Descriptions
 from kandinsky5.worker.handle import WorkerHandle, describe_death
-from kandinsky5.worker.jobs import JobSnapshot, JobStore
+from kandinsky5.worker.jobs import JobStore
 from kandinsky5.worker.live_job import START_AGAIN, LiveJob
 from kandinsky5.worker.protocol import (
     DescribeFiles,
@@ -54,7 +47,6 @@ from kandinsky5.worker.protocol import (
 from kandinsky5.worker.run_files import RunFiles
 from kandinsky5.worker.sleep_check import NO_ANSWER, SleepCheck
 
-SAVE_PROGRESS_EVERY_S = 2.0
 DEATH_GRACE_S = 2.0
 PAUSE_AFTER_STUMBLE_S = 1.0
 STOP_SHARE, LEAVE_SHARE = 0.4, 0.2
@@ -71,10 +63,13 @@ class JobPump:
 
     Args:
         store: where jobs come from and their ends are noted.
-        settings: what a worker is started with.
+        settings: what a worker is started with; others may be set, their folders count from the next job on.
         files: where previews and saved states lie.
         choose_output: gives the path of a job's result when it starts.
         stop_grace_s: how long a worker may take to obey a stop before it is ended.
+
+    Attributes:
+        current: the job that runs.
     """
 
     def __init__(
@@ -86,13 +81,13 @@ class JobPump:
         choose_output: Callable[[GenerationRequest], Path],
         stop_grace_s: float,
     ) -> None:
+        self.current = CurrentJob(store, files)
         self._store = store
-        self._settings = settings
+        self.settings = settings
         self._files = files
         self._choose_output = choose_output
         self._stop_grace_s = stop_grace_s
-        self._lock = threading.RLock()
-        self._live: LiveJob | None = None
+        self._waking = threading.Lock()
         self._descriptions = Descriptions()
         self._sleep = SleepCheck()
         self._worker: WorkerHandle | None = None
@@ -113,7 +108,7 @@ class JobPump:
 
     def wake(self) -> None:
         """Look at the store again."""
-        with self._lock:
+        with self._waking:
             if not self._woken:
                 self._woken = True
                 self._wake_writer.send_bytes(b"\0")
@@ -127,15 +122,8 @@ class JobPump:
 
     def stop(self, job_id: str, mode: str) -> None:
         """Ask the running job to end; nothing happens when it is another one."""
-        with self._lock:
-            live = self._live
-            if live is not None and live.id == job_id and live.asks_to_stop(mode):
-                self.wake()
-
-    def with_progress(self, read: Callable[[], tuple[JobSnapshot, ...]]) -> tuple[JobSnapshot, ...]:
-        """What ``read`` takes from the store, the running job with its progress of this moment."""
-        with self._lock:
-            return tuple(self._seen_live(job) for job in read())
+        if self.current.asks_to_stop(job_id, mode):
+            self.wake()
 
     def close(self, timeout_s: float) -> None:
         """Interrupt the running job, end the worker and the thread within about that time."""
@@ -149,31 +137,12 @@ class JobPump:
             worker.kill()
             self._thread.join(DEATH_GRACE_S)
 
-    def _seen_live(self, job: JobSnapshot) -> JobSnapshot:
-        live = self._live
-        if live is None or live.id != job.id or job.state != "running":
-            return job
-        return replace(
-            job,
-            stage=live.stage,
-            step=live.step,
-            total=live.total,
-            seconds_per_step=live.seconds_per_step,
-            eta_s=live.eta_s,
-            h2d_bytes=live.h2d_bytes,
-            stall_s=live.stall_s,
-            expanded_prompt=live.expanded_prompt,
-            is_stopping=live.is_stopping,
-            notices=tuple(live.notices),
-            previews=tuple(live.previews),
-        )
-
     def _run(self) -> None:
         if sys.platform != "win32":
             # A worker inherits this: Ctrl-C at the terminal must not hit it while it starts.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._worker = WorkerHandle(self._settings)
+            self._worker = WorkerHandle(self.settings)
         except OSError:
             log.exception("no worker could be started; the next job tries again")
         while not self._closing.is_set():
@@ -195,37 +164,39 @@ class JobPump:
             ends.append(self._worker.connection)
         ready = multiprocessing.connection.wait(ends, self._patience_s())
         if self._wake_reader in ready:
-            with self._lock:
+            with self._waking:
                 self._wake_reader.recv_bytes()
                 self._woken = False
         if self._worker is not None and self._worker.connection in ready:
             self._receive(self._worker)
 
     def _take_next(self) -> None:
-        with self._lock:
-            if self._live is not None or self._closing.is_set():
-                return
-            job = self._store.claim_next()
-            if job is None:
-                return
-            self._live = live = LiveJob.of(job)
-            self._sleep.begin()
+        if self.current.live is not None or self._closing.is_set():
+            return
+        job = self.current.claim()
+        if job is None:
+            return
+        live = self.current.live
+        assert live is not None
+        self._sleep.begin()
         try:
             if job.resume_from is None:
                 self._files.begin(job.id)
             out = self._choose_output(GenerationRequest.from_dict(job.request))
             if self._worker is None:
-                self._worker = WorkerHandle(self._settings)
+                self._worker = WorkerHandle(self.settings)
         except K1Error as error:
-            self._finish("failed", message=str(error))
+            self.current.finish("failed", message=str(error))
         except OSError as error:
-            self._finish("failed", message=f"the worker could not be started ({error}); try again")
+            self.current.finish(
+                "failed", message=f"the worker could not be started ({error}); try again"
+            )
         else:
-            self._worker.send(live.begins(job, out, self._files))
+            self._worker.send(live.begins(job, out, self._files, self.settings.models_dirs))
 
     def _pass_on_stop(self) -> None:
         """Tell the worker of a stop once; end it when it has not obeyed in time."""
-        live, worker = self._live, self._worker
+        live, worker = self.current.live, self._worker
         if live is None or worker is None:
             return
         if (stop := live.stop_to_pass_on(self._stop_grace_s)) is not None:
@@ -233,18 +204,18 @@ class JobPump:
         elif live.is_overdue:
             log.warning("worker %s did not answer to a stop", worker.pid)
             self._end_worker(worker, 0.0)
-            self._finish("stopped", message=HAD_TO_BE_ENDED)
+            self.current.finish("stopped", message=HAD_TO_BE_ENDED)
             self.wake()
 
     def _check_worker(self) -> None:
         """After the machine slept, end a worker that is no longer there."""
-        live, worker = self._live, self._worker
+        live, worker = self.current.live, self._worker
         if live is None or worker is None:
             return
         if self._sleep.is_overdue(lambda: worker.send(Ping())):
             log.warning("worker %s: %s", worker.pid, NO_ANSWER)
             self._end_worker(worker, 0.0)
-            self._finish("interrupted", message=f"{NO_ANSWER}{START_AGAIN}")
+            self.current.finish("interrupted", message=f"{NO_ANSWER}{START_AGAIN}")
             self.wake()
 
     def _change_worker(self, live: LiveJob, worker: WorkerHandle, message: str) -> None:
@@ -252,14 +223,14 @@ class JobPump:
         self._end_worker(worker, DEATH_GRACE_S)
         saved = self._store.get(live.id).saved_state
         if self._closing.is_set():
-            self._finish("interrupted", message=CLOSED_DURING_JOB)
+            self.current.finish("interrupted", message=CLOSED_DURING_JOB)
         elif live.stop_mode in ("discard", "save"):  # to decode it has yet to go on
-            self._finish("stopped")
+            self.current.finish("stopped")
         elif saved is None:
-            self._finish("failed", message=message)
+            self.current.finish("failed", message=message)
         else:
-            self._note(live, Notice(f"{message.partition(';')[0]}: {IN_PIECES}"))
-            self._worker = WorkerHandle(self._settings)
+            self.current.note(live, Notice(f"{message.partition(';')[0]}: {IN_PIECES}"))
+            self._worker = WorkerHandle(self.settings)
             self._worker.send(live.goes_on_from(saved))
 
     def _end_worker(self, worker: WorkerHandle, grace_s: float) -> int | None:
@@ -271,12 +242,12 @@ class JobPump:
     def _pass_on_questions(self) -> None:
         if self._descriptions.are_waiting and not self._closing.is_set():
             if self._worker is None:
-                self._worker = WorkerHandle(self._settings)
+                self._worker = WorkerHandle(self.settings)
             for names in self._descriptions.to_send():
                 self._worker.send(DescribeFiles(names))
 
     def _patience_s(self) -> float | None:
-        live = self._live
+        live = self.current.live
         if live is None:
             return None
         patience_s = self._sleep.patience_s
@@ -285,15 +256,15 @@ class JobPump:
         return min(patience_s, max(0.0, live.kill_at - time.monotonic()))
 
     def _receive(self, worker: WorkerHandle) -> None:
-        live = self._live
+        live = self.current.live
         try:
             event = worker.receive()
         except (EOFError, OSError):
             exit_code = self._end_worker(worker, DEATH_GRACE_S)
-            message = describe_death(exit_code, self._settings.log_file)
+            message = describe_death(exit_code, self.settings.log_file)
             message = message if live is None else live.died(message)
             log.warning("%s", message)
-            self._finish("interrupted", message=message)
+            self.current.finish("interrupted", message=message)
             return
         if isinstance(event, WorkerReady):
             worker.ready = True
@@ -301,91 +272,48 @@ class JobPump:
             self._descriptions.note(event.names, event.told)
         elif isinstance(event, Pong):
             if live is not None:
-                self._note(live, Notice(self._sleep.answered()))
+                self.current.note(live, Notice(self._sleep.answered()))
         elif live is None or event.job_id != live.id:
             log.warning("worker spoke of job %s, which is over", event.job_id)
         elif isinstance(event, JobEvent):
-            self._note(live, event.event)
+            self.current.note(live, event.event)
         elif isinstance(event, PreviewKept):
-            with self._lock:
-                live.note_preview(event.step)
+            self.current.note_preview(live, event.step)
         elif isinstance(event, MemoryInPieces):
             self._change_worker(live, worker, event.message)
         elif isinstance(event, JobFinished):
-            self._finish("done", result=event.result)
+            self.current.finish("done", result=event.result)
         elif isinstance(event, JobFailed):
-            self._finish("failed", message=event.message)
+            self.current.finish("failed", message=event.message)
         elif isinstance(event, JobStopped):
             asked = live.stop_mode is not None or not self._closing.is_set()
-            self._finish(
+            self.current.finish(
                 "stopped" if asked else "interrupted",
                 message=None if asked else CLOSED_DURING_JOB,
             )
         else:
             assert isinstance(event, JobStarted)
 
-    def _note(self, live: LiveJob, event: PipelineEvent) -> None:
-        with self._lock:
-            live.note(event)
-        now = time.monotonic()
-        if (
-            not isinstance(event, (StepDone, ReadingFile, PromptExpanded))
-            or now - live.saved_at >= SAVE_PROGRESS_EVERY_S
-        ):
-            live.saved_at = now
-            try:
-                if isinstance(event, StateSaved):
-                    self._store.record_saved_state(
-                        live.id, event.path, step=event.step, saved_at=event.saved_at
-                    )
-                self._save_progress(live)
-            except sqlite3.Error as error:  # a full disk must not end a job that still computes
-                log.warning("progress could not be kept: %s", error)
-
-    def _save_progress(self, live: LiveJob) -> None:
-        self._store.record_progress(
-            live.id,
-            stage=live.stage,
-            step=live.step,
-            total=live.total,
-            notices=live.notices,
-            previews=live.previews,
-        )
-
-    def _finish(
-        self, state: str, *, message: str | None = None, result: dict[str, Any] | None = None
-    ) -> None:
-        """End the running job, if there is one."""
-        with self._lock:
-            live, self._live = self._live, None
-            if live is None:
-                return
-            self._save_progress(live)
-            if state == "interrupted":
-                message = live.interrupted(message)
-            self._store.finish(live.id, state, message=message, result=result)
-            if live.needs_no_state(state, result):
-                self._store.forget_saved_state(live.id)
-                self._files.forget_states(live.id)
-
     def _give_up(self, error: Exception) -> None:
         """After an error nobody foresaw: end job and worker, so that the next job starts afresh."""
-        worker, live = self._worker, self._live
+        worker, live = self._worker, self.current.live
         if worker is not None and live is not None:
             self._worker = None
             worker.end(0.0)
             self._descriptions.worker_is_gone()
         with contextlib.suppress(sqlite3.Error, K1Error):
-            self._finish("failed", message=f"unexpected error: {error}; see the page's log")
+            self.current.finish("failed", message=f"unexpected error: {error}; see the page's log")
         self._closing.wait(PAUSE_AFTER_STUMBLE_S)
 
     def _wind_up(self) -> None:
         """End job and worker; the job first gets a moment to put its files away."""
         until = time.monotonic() + self._close_timeout_s * STOP_SHARE
-        while (worker := self._worker) is not None and self._live is not None and worker.ready:
-            if self._live.kill_at is None:
-                worker.send(StopJob(self._live.id, "save"))
-                self._live.kill_at = until
+        while (
+            (worker := self._worker) is not None and self.current.live is not None and worker.ready
+        ):
+            if self.current.live.kill_at is None:
+                worker.send(StopJob(self.current.live.id, "save"))
+                self.current.live.kill_at = until
             if not worker.connection.poll(max(0.0, until - time.monotonic())):
                 break
             self._receive(worker)
@@ -393,4 +321,4 @@ class JobPump:
             worker.send(Shutdown())
             worker.end(self._close_timeout_s * LEAVE_SHARE if worker.ready else 0.0)
             self._worker = None
-        self._finish("interrupted", message=CLOSED_DURING_JOB)
+        self.current.finish("interrupted", message=CLOSED_DURING_JOB)

@@ -82,6 +82,16 @@ class RunFiles:
         """Remove the saved states of a job."""
         _remove(self.states_dir(job_id))
 
+    def delete(self, job_id: str) -> list[str]:
+        """Remove the saved states and previews of a job; gives a line for each folder that stays.
+
+        A folder that is a link is not followed.
+        """
+        folders = (self.states_dir(job_id), self.previews_dir(job_id))
+        for folder in folders:
+            _remove(folder)
+        return [f"{folder} could not be removed" for folder in folders if os.path.lexists(folder)]
+
 
 def _checked(job_id: str) -> str:
     if not _JOB_ID.fullmatch(job_id):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import weakref
 
 import pytest
+import torch
 
 from kandinsky5.bench import decode_work
 from kandinsky5.bench.decode_work import (
@@ -18,7 +20,8 @@ from kandinsky5.bench.decode_work import (
 )
 from kandinsky5.benches import BENCHES
 from kandinsky5.model.vae import VideoVAEConfig
-from vae_tiling import decode_peak_bytes, encode_peak_bytes, plan_tiles
+from vae_tiling import Places, decode_peak_bytes, encode_peak_bytes, plan_tiles
+from vae_tiling.plan import _calibrating_numbers, parked_bytes
 
 TINY = VideoVAEConfig(block_out_channels=(16, 32, 32, 48), layers_per_block=1, norm_num_groups=8)
 DIMS = dims_of(VideoVAEConfig())
@@ -30,7 +33,7 @@ counted_cost = functools.cache(rolling_cost)
 def test_work_stays_below_the_untiled_decode_at_512x768x121() -> None:
     plan = plan_tiles(121, 512, 768)
     ratio = counted_cost(plan).multiply_adds / untiled_multiply_adds(plan)
-    assert ratio == pytest.approx(1.06, abs=0.01)
+    assert ratio == pytest.approx(1.07, abs=0.01)
     assert ratio <= WORK_TARGET
 
 
@@ -63,6 +66,37 @@ def test_the_predicted_peak_is_the_counted_one(
     plan = plan_tiles(frames, height, width, tile_width=tile)
     counted = counted_cost(plan).peak_bytes
     assert decode_peak_bytes(plan, DIMS) == pytest.approx(counted, rel=0.10)
+
+
+@pytest.mark.parametrize(("frames", "tile"), [(25, 96)])
+def test_the_predicted_peak_of_the_statistics_of_several_tiles_is_the_counted_one(
+    frames: int, tile: int
+) -> None:
+    """That stage alone, which seldom decides."""
+    plan = plan_tiles(frames, 128, 192, tile_height=tile, tile_width=tile, overlap=32)
+    counted = counted_cost(plan).stage_peaks["statistics"]
+    assert 2 * _calibrating_numbers(plan, DIMS) == pytest.approx(counted, rel=0.10)
+
+
+def test_what_is_predicted_to_wait_in_main_memory_is_what_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_tiles(25, 64, 64, tile_height=40, tile_width=40, overlap=16)
+    waiting: dict[int, int] = {}
+    most = 0
+
+    def park(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        parked = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        waiting[id(parked)] = parked.nbytes
+        weakref.finalize(parked, waiting.pop, id(parked))
+        most = max(most, sum(waiting.values()))
+        return parked
+
+    monkeypatch.setattr(decode_work, "_HOST", Places(park=park, fetch=lambda tensor: tensor))
+    rolling_cost(plan, TINY)
+    assert parked_bytes(plan, dims_of(TINY)) == pytest.approx(most, rel=0.10)
+    assert parked_bytes(plan_tiles(25, 64, 64), dims_of(TINY)) == 0
 
 
 @pytest.mark.parametrize(("frames", "side"), [(1, 128), (5, 128), (25, 64)])

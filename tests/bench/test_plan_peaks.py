@@ -56,7 +56,10 @@ def test_the_plans_that_have_to_fit_do(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
+        *((name, "expand") for name in MUST_FIT),
+        ("edit-6gb", "expand"),
         *((name, "encode text") for name in MUST_FIT),
+        ("edit-4gb", "encode text"),
         ("lite-6gb", "encode image"),
         ("edit-4gb", "encode image"),
         *((name, "denoise") for name in MUST_FIT),
@@ -106,15 +109,23 @@ def test_tiles_are_predicted_as_well_as_whole_pictures(preset: str) -> None:
         assert predicted(plan, stage) == pytest.approx(COUNTS[stage](plan), rel=WITHIN)
 
 
-def test_a_row_of_the_benchmark_tells_of_every_stage_or_why_not() -> None:
+def test_the_plans_that_have_to_fit_expand_the_prompt_whole_and_streamed() -> None:
+    used = {name: plan_of(name).text.expand for name in MUST_FIT}
+    told = {name: (use.weights, use.source) for name, use in used.items() if use is not None}
+    assert set(told) == set(MUST_FIT)
+    assert set(told.values()) == {("bf16", "resident"), ("nf4", "resident"), ("nf4", "pinned")}
+
+
+def test_a_row_of_the_benchmark_tells_of_every_stage() -> None:
     case = PeakCase("small", "image-i2i", 6, 32, "bf16", **SMALL)
-    row = count(case, stages=("encode text", "encode image", "denoise", "decode"))
-    assert set(row["stages"]) == {"encode text", "encode image", "denoise", "decode"}
+    names = ("expand", "encode text", "encode image", "denoise", "decode")
+    row = count(case, stages=names)
+    assert set(row["stages"]) == set(names)
     assert largest_error(row) <= WITHIN, row["stages"]
     told = row["stages"]["denoise"]
     error = told["planned_bytes"] / told["counted_bytes"] - 1
     assert told["error"] == pytest.approx(error, abs=1e-4)
-    assert "not_counted" in row["stages"]["encode text"]
+    assert (row["text_encoder"], row["writer"]) == ("bf16, pinned", "nf4, pinned")
 
 
 def test_the_benchmark_names_its_cases_and_knows_a_plan_that_is_wrong(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kandinsky5.bench import pro_evaluation as pro_evaluation_module
 from kandinsky5.bench.blocks import shape_of
 from kandinsky5.bench.pro_evaluation import (
     LATENTS,
@@ -14,6 +15,7 @@ from kandinsky5.bench.pro_evaluation import (
     pro_evaluation,
     reached,
 )
+from kandinsky5.benches import BENCHES
 from kandinsky5.errors import UserError
 from kandinsky5.family import TransformerShape
 from kandinsky5.model.chunks import ActivationChunks
@@ -48,10 +50,30 @@ def test_operations_are_those_of_the_published_table() -> None:
 def test_targets_are_told_only_of_the_cases_they_speak_of() -> None:
     quick = Measured(5.0, 3 * 10**9, 0, torch.zeros(1))
     both = {"resident": quick, "streamed": quick}
-    assert reached("pro", "bf16", "512x768x121", 1, both) == {"B1": True, "B6": True}
+    assert reached("pro", "bf16", "512x768x121", 1, both) == {"B1": True}
+    assert reached("pro", "bf16", "512x768x121", 2, both) == {"B6": True}
     assert reached("pro", "int8", "768x1280x121", 2, both) == {"B6": True}
     assert reached("image", "bf16", "1024x1024x1", 2, both) == {"B9": True}
     assert reached("lite", "bf16", "512x768x121", 1, both) == {}
+
+
+def test_heads_in_groups_reach_the_blocks(monkeypatch) -> None:
+    """On a CPU that is taken for a card: only what is asked of the evaluation is looked at."""
+    asked: list[Placement] = []
+
+    def evaluation(*given: object, **more: object) -> Measured:
+        asked.append(given[3])
+        return Measured(5.0, 3 * 10**9, 0, torch.zeros(1))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(pro_evaluation_module, "evaluated", evaluation)
+    monkeypatch.setattr(pro_evaluation_module, "circumstances", dict)
+    found = BENCHES["pro-evaluation"].run({"heads": 8, "branches": 2, "tokens": 1024})
+    assert [placement.chunks for placement in asked] == [ActivationChunks(1024, 8)] * 2
+    assert (found["chunk_heads"], found["reached"]) == (8, {"B6": True})
+    with pytest.raises(UserError, match="at least 1 step, token and head"):
+        pro_evaluation(heads=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")

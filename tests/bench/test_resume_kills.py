@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
 from forked_k1 import ForkedK1
 
-from kandinsky5.bench.resume_kills import Pace, moment, resume_kills
+from kandinsky5.bench.resume_kills import OUT, Pace, Run, moment, resume_kills
 from kandinsky5.errors import K1Error, UserError
 
 
@@ -46,3 +47,35 @@ def test_moments_fall_into_every_part_of_what_is_left() -> None:
     late = [moment(rng, pace, 6) for _ in range(100)]
     assert {step for step, _ in late} == {None} and max(delay_s for _, delay_s in late) > 4.0
     assert all(0 <= moment(rng, pace, 0)[1] <= 4.5 for _ in range(100))
+
+
+class Alive:
+    """A command that ends by nothing but being killed; then its folder is as it left it."""
+
+    def __init__(self, folder: Path, *left: str) -> None:
+        self._folder, self._left = folder, left
+
+    def wait(self, timeout_s: float) -> None:
+        return None
+
+    def kill(self) -> None:
+        for name in self._left:
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+
+STATE = "state/states/run-1/step-00006.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("left", "counts"), [((), 1), ((STATE,), 1), ((STATE, OUT), 1), ((OUT,), 0)], ids=str
+)
+def test_only_a_kill_after_which_there_is_something_to_go_on_with_counts(
+    tmp_path, left, counts
+) -> None:
+    (tmp_path / "stderr").write_text("decode …\n")
+    run = Run(tmp_path, (), lambda words, folder: Alive(folder, *left))
+    assert run.survive(random.Random(0), Pace(0.0, 0.0, 0.0, 0)) is bool(counts)
+    assert len(run.kills) == counts
+    assert run.is_done is not bool(counts)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 
+from kandinsky5.bench.baselines import baseline
 from kandinsky5.bench.blocks import MODULATION, empty_blocks
-from kandinsky5.bench.stream import BASELINE, RandomWeights, StackStep, fill_plainly, stream
+from kandinsky5.bench.stream import RandomWeights, StackStep, fill_plainly, stream
 from kandinsky5.errors import UserError
 from kandinsky5.family import TransformerShape
 from kandinsky5.memory.layout import BlockLayout
@@ -29,10 +28,7 @@ TINY = TransformerShape(
 
 @pytest.fixture
 def eviction():
-    spec = importlib.util.spec_from_file_location("eviction_swap", BASELINE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EvictionSwap
+    return baseline("eviction_swap").EvictionSwap
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])

@@ -58,6 +58,26 @@ def test_a_person_reads_sizes_and_a_line_for_every_layer(run, source, tmp_path):
     assert code == 0 and len(said.splitlines()) == 1
 
 
+def test_the_same_command_again_has_nothing_to_do_and_a_changed_source_is_one_line(
+    run, source, tmp_path
+):
+    out = tmp_path / "int8.safetensors"
+    command = ("convert", str(source), "--to", "int8", "--out", str(out))
+    assert run(*command)[0] == 0
+    code, said, err = run(*command)
+    assert (code, err, said.count("\n")) == (0, "", 1)
+    assert said.startswith(f"{out}: converted to int8 from this very source already")
+    code, said, _ = run(*command, "--verify", "--json")
+    document = json.loads(said)
+    assert (code, document["already"], document["verify"]["lowest_db"] > 38) == (0, True, True)
+    code, said, err = run("inspect", str(out))
+    assert code == 0 and '"fingerprint"' in said
+    save(source, {name: tensor + 1 for name, tensor in load_file(source).items()})
+    code, said, err = run(*command)
+    assert (code, said, err.count("\n")) == (2, "", 1)
+    assert err.startswith("k1: out: got") and "before it changed" in err
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "says"),
     [

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from tiny_transformer import CONFIG, save, weights
 
 from kandinsky5.conversion.convert import convert
+from kandinsky5.conversion.fingerprint import source_fingerprint
 from kandinsky5.conversion.part import RECORD_BYTES, PartFile, part_of
 from kandinsky5.conversion.plan import plan_conversion
 from kandinsky5.errors import CheckpointError, Stopped, UserError
 from kandinsky5.events import StepDone
 from kandinsky5.model.checkpoint import Checkpoint
+
+if sys.platform != "win32":
+    import fcntl
 
 SMALL = dataclasses.replace(CONFIG, num_visual_blocks=1)
 
@@ -115,6 +119,17 @@ def test_what_was_done_is_not_done_again(source, tmp_path, monkeypatch):
     assert next(e.step for e in steps if isinstance(e, StepDone)) == 31
 
 
+def test_little_that_is_done_is_kept_after_a_second_too(source, tmp_path, monkeypatch):
+    """Far less than is kept by its bytes: of a small conversion nothing else would ever be."""
+    out, clock = tmp_path / "out.safetensors", iter(range(10**6))
+    monkeypatch.setattr("kandinsky5.conversion.part.time.monotonic", lambda: 0.2 * next(clock))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", killed_after(60, 0.5))
+        with pytest.raises(Killed):
+            convert(source, out, "int8")
+    assert convert(source, out, "int8").resumed_at >= 20
+
+
 def interrupted(source, out, monkeypatch, to: str = "int8"):
     monkeypatch.setattr("kandinsky5.conversion.part.SYNC_BYTES", 1)
     with monkeypatch.context() as patch:
@@ -135,6 +150,62 @@ def test_a_source_that_changed_since_is_refused_and_its_beginning_kept(tmp_path,
     assert part_of(out).exists() and not out.exists()
     part_of(out).unlink()
     assert convert(source, out, "int8").resumed_at == 0
+
+
+def whole_but_unnamed(source, out) -> int:
+    """A conversion that ended before the file got its name; gives when it was last written to, in ns."""
+    convert(source, out, "int8")
+    os.replace(out, part_of(out))
+    return part_of(out).stat().st_mtime_ns
+
+
+def test_what_was_whole_before_the_source_changed_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("kandinsky5.conversion.fingerprint.SAMPLE_BYTES", 8)
+    source = save(tmp_path / "dit.safetensors", weights(SMALL, torch.bfloat16))
+    out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
+    written_ns = whole_but_unnamed(source, out)
+    with Checkpoint(source) as checkpoint, source.open("r+b") as file:
+        before = source_fingerprint(checkpoint)
+        file.seek(source.stat().st_size // 2)
+        file.write(bytes(1000))  # in the middle of a matrix, which the header does not tell of
+        assert source_fingerprint(checkpoint) == before
+    os.utime(source, ns=(written_ns + 1, written_ns + 1))
+    assert convert(source, out, "int8").resumed_at == 0
+    convert(source, other, "int8")
+    assert digest(out) == digest(other)
+
+
+def test_what_is_whole_and_younger_than_its_source_only_gets_its_name(tmp_path, source, at_once):
+    out = tmp_path / "out.safetensors"
+    whole_but_unnamed(source, out)
+    done = convert(source, out, "int8")
+    assert done.resumed_at > 0 and digest(out) == at_once and not part_of(out).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on files there")
+@pytest.mark.parametrize("then", ["nothing", "a third began anew"])
+def test_a_file_that_another_program_has_finished_meanwhile_is_not_written(
+    tmp_path, source, at_once, monkeypatch, then
+):
+    """This one had opened the unfinished file; before it had the lock, the other gave it its name."""
+    out, lock = tmp_path / "out.safetensors", fcntl.flock
+    whole_but_unnamed(source, out)
+    whole = part_of(out).stat()
+
+    def after_the_other(descriptor, how):
+        if os.path.samestat(os.fstat(descriptor), whole):  # nothing else that is locked
+            os.replace(part_of(out), out)
+            if then != "nothing":
+                part_of(out).write_bytes(b"begun")
+        lock(descriptor, how)
+
+    writes: list[int] = []
+    monkeypatch.setattr(fcntl, "flock", after_the_other)
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, place: writes.append(place))
+    with pytest.raises(UserError, match="has just finished this file"):
+        convert(source, out, "int8")
+    assert writes == [] and digest(out) == at_once
+    assert part_of(out).exists() == (then != "nothing")
 
 
 def test_another_conversion_of_the_same_source_begins_anew(tmp_path, monkeypatch):

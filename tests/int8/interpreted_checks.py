@@ -22,9 +22,11 @@ from int8 import (
     quantize_weight,
     reference,
 )
+from int8.accuracy import matmul_truncated, truncated
 from int8.configs import MatmulConfig
 from int8.launch import matmul
-from int8.ops import GELU, NORM, quantize_rows
+from int8.ops import GELU, NORM, PLAIN, quantize_rows
+from kandinsky5.bench.baselines import baseline
 
 MARGIN = 64
 POISON = {
@@ -124,6 +126,42 @@ def test_a_fused_prologue_gives_the_integers_of_the_unfused_way(
     )
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("prologue", [PLAIN, NORM, GELU])
+@pytest.mark.parametrize("scheme", [DEFAULT, COMMUNITY], ids=str)
+@pytest.mark.usefixtures("guarded")
+def test_one_number_that_is_none_breaks_its_group_and_no_other(
+    scheme: Int8Scheme, prologue: str, broken: float
+) -> None:
+    x, there = normal(4, 1300), {"prologue": prologue}
+    x[1, 700] = broken  # in the first of two groups, or in the sixth of eleven
+    x[2] = 0
+    x[3, :], x[3, 1299] = 0, broken
+    if prologue == NORM:
+        there |= {"shift": normal(1300, seed=1), "scale": normal(1300, seed=2)}
+    _, found = quantize_rows(x, scheme, **there)
+    _, expected = quantize_rows(x, scheme, **there, backend="torch")
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    rows = found.isfinite().all(dim=1)
+    assert rows.tolist() == [True, False, True, False]
+    assert prologue == NORM or found[1].isfinite().sum() == found.shape[1] - 1
+
+
+def test_a_weight_with_a_nan_is_refused() -> None:
+    weight = normal(20, 300)
+    weight[7, 290] = math.nan  # in the tail that is not rotated
+    with pytest.raises(ValueError, match="infinities or NaN"):
+        quantize_weight(weight)
+
+
+def test_a_nan_in_an_input_is_one_in_its_row_of_the_product() -> None:
+    x, weight = normal(3, 1100), normal(9, 1100, seed=1)
+    x[1, 1099] = math.nan
+    found = int8_matmul(x, *quantize_weight(weight))
+    assert found.isnan().all(dim=1).tolist() == [False, True, False]
+    assert found[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("rows", "depth", "columns"),
     [(1, 1, 1), (63, 100, 127), (33, 1000, 1), (1, 127, 63), (70, 128, 65)],
@@ -199,6 +237,18 @@ def test_rows_of_zeros_give_the_bias() -> None:
     assert torch.equal(found[1:3], bias.expand(2, -1))
     assert found.isfinite().all()
     assert (quantize_activation(x)[1][1:3] == 0).all()
+
+
+def test_the_kernels_that_the_bench_compares_with_truncate() -> None:
+    rival = baseline("int8_baseline")
+    assert rival is not None
+    x, weight = normal(40, 300), normal(30, 300, seed=1)
+    q, scales = rival.truncate(x)
+    expected_q, expected_scales = truncated(x)
+    assert torch.equal(q, expected_q) and torch.equal(scales, expected_scales)
+    torch.testing.assert_close(
+        rival.prepare(x, weight)().float(), matmul_truncated(x, weight), rtol=2**-7, atol=1e-4
+    )
 
 
 def test_four_layers_share_one_quantised_input() -> None:

@@ -36,6 +36,24 @@ def test_a_path_that_raises_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch
     assert said is not None and said.endswith("RuntimeError: no kernel image")
 
 
+@pytest.mark.parametrize(
+    "said", ["Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublas"]
+)
+def test_memory_that_runs_out_in_a_kernel_is_no_fault_of_its_backend(said, monkeypatch) -> None:
+    def no_room(*given, **more):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(backends, "_distrusted", set())
+    examine.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "matmul_rows", no_room)
+        with pytest.raises(torch.OutOfMemoryError, match=said.split()[-1]):
+            examine(CPU)
+    assert backends._distrusted == set()
+    assert examine(CPU).is_fast  # the next call tries again
+    examine.cache_clear()
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """``failing(*names)``: those of int_mm and torch give wrong numbers; gives what is tested."""

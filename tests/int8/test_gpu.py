@@ -23,7 +23,7 @@ from int8.bench import PRO_SHAPES, int8_bench
 from int8.check import self_test
 from int8.configs import capability_of, configs_for
 from int8.launch import matmul
-from int8.ops import quantize_rows
+from int8.ops import GELU, NORM, PLAIN, quantize_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,6 +60,19 @@ def test_quantising_is_the_reference_to_the_bit(rows, depth, dtype, scheme) -> N
     found, expected = quantize_rows(x, scheme), reference.quantize(x.cpu(), scheme)
     assert torch.equal(found[0].cpu(), expected[0])
     assert torch.equal(found[1].cpu(), expected[1])
+
+
+@pytest.mark.parametrize("prologue", [PLAIN, NORM, GELU])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_not_lost(broken: float, prologue: str) -> None:
+    """The card's own max passes over NaN."""
+    x, shift, scale = normal(40, 2100), normal(2100, seed=1), normal(2100, seed=2)
+    x[7, 2099] = broken
+    given = {"prologue": prologue, "shift": shift.float(), "scale": scale.float()}
+    _, found = quantize_rows(x, DEFAULT, **given)
+    _, expected = quantize_rows(x, DEFAULT, **given, backend="torch")
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert found.isfinite().all(dim=1).sum() == 39
 
 
 @pytest.mark.parametrize("rows", [1, 63, 100, 1000, 3000])

@@ -15,6 +15,7 @@ from int8 import (
     Int8Scheme,
     backends_for,
     int8_matmul,
+    ops,
     quantize_activation,
     quantize_weight,
     reference,
@@ -68,6 +69,27 @@ def test_large_matmuls_are_the_small_ones_side_by_side(monkeypatch: pytest.Monke
     whole = int8_matmul(x, q, scales, bias)
     monkeypatch.setattr("int8.ops.CHUNK_BYTES", 4 * 300 * 7)
     assert torch.equal(int8_matmul(x, q, scales, bias), whole)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[None]:
+    """Grows by one whenever a function of the reference is called."""
+    made: list[None] = []
+    function = getattr(reference, name)
+    monkeypatch.setattr(reference, name, lambda *given: made.append(None) or function(*given))
+    return made
+
+
+def test_off_the_cpu_the_paths_without_a_kernel_go_in_a_dozen_pieces(monkeypatch) -> None:
+    """Pro's tokens at 512x768 and its narrowest layer, on a device without memory."""
+    x = torch.empty(47_616, 4096, dtype=torch.bfloat16, device="meta")
+    pieces = calls(monkeypatch, "_quantize_rows")
+    xq, x_scales = reference.quantize(x)
+    assert len(pieces) <= 12
+    products = calls(monkeypatch, "scaled_sum")
+    q, scales = reference.quantize(torch.empty(4096, 4096, device="meta"))
+    (out,) = ops._matmul(xq, x_scales, [q], [scales], [], 1024, True, torch.bfloat16, "torch")
+    assert out.shape == (47_616, 4096) and len(products) <= 3
+    assert ops._columns_at_once(xq) % 8 == 0  # no padding for torch's int8 product
 
 
 @pytest.mark.parametrize("prologue", [NORM, GELU])

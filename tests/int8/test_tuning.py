@@ -33,9 +33,19 @@ def test_a_card_that_refuses_all_says_so() -> None:
         fastest(lambda config: config, [FIRST], seconds)
 
 
-def test_memory_that_runs_out_is_not_taken_for_a_refusal() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "triton"],
+)
+def test_memory_that_runs_out_is_not_taken_for_a_refusal(error: Exception) -> None:
     def seconds(run) -> float:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        if run() == FIRST:
+            raise error
+        return 1.0
 
     with pytest.raises(torch.OutOfMemoryError):
         fastest(lambda config: config, [FIRST, SECOND], seconds)

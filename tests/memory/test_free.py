@@ -32,6 +32,18 @@ def test_what_was_asked_for_is_obeyed_whatever_is_free() -> None:
     assert (budget.ram_bytes, budget.vram_bytes, notes) == (12 * GB, 8 * GB, ())
 
 
+def test_a_budget_beyond_the_card_is_told_where_torch_is_there_to_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", object())
+    budget, _ = free.budget_for(GenerationRequest(prompt="x", vram=80))
+    assert "80.0 GB of VRAM is more than this machine has (24.0 GB)" in " ".join(budget.notices)
+    on_cpu = GenerationRequest(prompt="x", vram=80, device="cpu")
+    assert free.budget_for(on_cpu)[0].notices == ()
+    monkeypatch.delitem(sys.modules, "torch")
+    assert free.budget_for(GenerationRequest(prompt="x", vram=80))[0].notices == ()
+
+
 def test_a_budget_beyond_the_machine_is_told() -> None:
     budget, _ = free.budget_for(GenerationRequest(prompt="x", ram=128))
     assert "more than this machine has (64.0 GB)" in " ".join(budget.notices)

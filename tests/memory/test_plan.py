@@ -12,10 +12,11 @@ import pytest
 from kandinsky5.errors import UserError
 from kandinsky5.family import TRANSFORMERS, TransformerShape
 from kandinsky5.memory.budget import GB, Budget
-from kandinsky5.memory.demand import PlanChoices
+from kandinsky5.memory.demand import PlanChoices, PlanRequest
 from kandinsky5.memory.denoise_stages import evaluation_flops
 from kandinsky5.memory.plan import MemoryPlan, lowered, make_plan
 from kandinsky5.presets import PRESETS
+from kandinsky5.request import GenerationRequest, settle
 from tests.memory.plans import job_of, plan_of
 
 LITE = [name for name, preset in PRESETS.items() if preset.model == "lite"]
@@ -174,6 +175,28 @@ def test_a_choice_is_obeyed(choices: PlanChoices) -> None:
     tile_px = max(plan.to_dict()["vae_tile_px"])
     found = {**vars(plan.denoise), "text_weights": plan.text.encode.weights, "vae_tile": tile_px}
     assert {name: found[name] for name in choices.made} == choices.made
+
+
+def test_a_request_makes_every_choice_that_a_plan_knows() -> None:
+    wanted = PlanChoices(
+        weights="int8",
+        text_weights="nf4",
+        source="disk",
+        resident_blocks=7,
+        slots=4,
+        chunk_tokens=1000,
+        chunk_heads=5,
+        vae_tile=256,
+        vae_tiling="rolling",
+    )
+    assert set(wanted.made) == set(vars(wanted)), "one is left out here"
+    values = {"preset": "pro-t2v-5s-sd", "prompt": "x", **wanted.made}
+    request, _ = settle(GenerationRequest.from_dict(values))
+    assert PlanRequest.of(request).choices == wanted
+    first = PlanRequest.of(request, choices=PlanChoices(weights="bf16", slots=3)).choices
+    assert first == dataclasses.replace(wanted, weights="bf16", slots=3)
+    untouched, _ = settle(GenerationRequest(preset="pro-t2v-5s-sd", prompt="x"))
+    assert PlanRequest.of(untouched).choices == PlanChoices()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from kandinsky5.errors import UserError
 from kandinsky5.memory.budget import GB, Budget
 from kandinsky5.memory.demand import PlanChoices, PlanRequest
-from kandinsky5.memory.plan import fits, lowered, make_plan
+from kandinsky5.memory.plan import MemoryPlan, fits, lowered, make_plan
+from kandinsky5.memory.vae_stages import decode_bytes, decode_options
 from kandinsky5.presets import PRESETS
 from tests.memory.plans import job_of
+from vae_tiling import TilePlan
 
 GIGABYTES = st.floats(3, 96, allow_nan=False)
 MEMORY = st.tuples(st.one_of(GIGABYTES, st.none()), GIGABYTES)
@@ -134,5 +137,40 @@ def test_every_ladder_goes_down_and_ends(
         if below is None:
             return
         assert below.peak_vram_bytes <= plan.peak_vram_bytes
+        assert below.peak_ram_bytes <= budget.ram_bytes
         plan = below
     raise AssertionError("no end")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(4, 128).map(lambda n: 16 * n), st.sampled_from((256, 512, 1024)))
+def test_tiles_of_any_side_asked_for_share_what_their_seams_need(
+    tile_px: int, side_px: int
+) -> None:
+    """64 px, or half of a smaller tile; ``tests/vae_tiling/test_every_size.py`` decodes with such tiles."""
+    job = dataclasses.replace(
+        job_of("pro-t2v-5s-sd", PlanChoices(vae_tile=tile_px, vae_tiling="rolling")),
+        width_px=side_px,
+        height_px=side_px,
+    )
+    (option,) = decode_options(job, Budget.of_gb(96, 96))
+    tiles = option.settings
+    assert max(tiles.largest_tile) * 8 == min(tile_px, side_px)
+    shared_px = min(64, tile_px // 2 // 8 * 8)
+    assert shared_px >= 32
+    assert all(span.lead * 8 >= shared_px for span in (*tiles.rows[1:], *tiles.columns[1:]))
+
+
+def test_a_lower_way_to_decode_takes_less_and_what_waits_meanwhile_is_reckoned() -> None:
+    plan: MemoryPlan | None = make_plan(job_of("pro-t2v-5s-sd"), Budget.of_gb(24, 32))
+    rungs: list[TilePlan] = []
+    while plan is not None:
+        if plan.decode_tiles not in rungs:  # at first only what waits on the device leaves
+            rungs.append(plan.decode_tiles)
+        (stage,) = (item for item in plan.stages if item.name == "decode")
+        waiting_bytes = sum(part.size_bytes for part in stage.ram if part.name == "samples")
+        assert (waiting_bytes > 1e9) == (plan.decode_tiles.tiles > 1)
+        job, plan = plan.job, lowered(plan, "decode")
+    peaks = [decode_bytes(job, tiles) for tiles in rungs]
+    assert all(below < above for above, below in pairwise(peaks))
+    assert rungs[-1].tiles > 2

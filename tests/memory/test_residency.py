@@ -150,7 +150,14 @@ def test_only_those_whose_keys_are_still_wanted_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"]
+    "said",
+    [
+        "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "Error out of memory at line 81 in file ops.cu",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ],
 )
 def test_libraries_that_find_no_memory_are_understood(said: str) -> None:
     assert is_out_of_memory(RuntimeError(said))

@@ -50,9 +50,10 @@ def test_prepared_and_fused_branches_equal_separate_forwards_to_the_bit(config: 
     before = x.clone()
     with torch.inference_mode():
         schedule = model.prepare(prompts(config), TIMES)
+        positions = model.positions(x, rope_scale=ROPE_SCALE)
         assert [len(branches) for branches in schedule] == [2, 2, 2]
         for time, branches in zip(TIMES, schedule, strict=True):
-            velocities = model.evaluate(x, branches, rope_scale=ROPE_SCALE)
+            velocities = model.evaluate(x, branches, positions)
             for ours, plain in zip(velocities, forwards(model, time), strict=True):
                 assert torch.equal(ours, plain)
     assert torch.equal(x, before)
@@ -75,8 +76,9 @@ def test_the_loop_needs_no_weight_that_was_needed_for_its_conditionings() -> Non
         part.to("meta")
     left = {name.split(".")[0] for name, w in model.state_dict().items() if not w.is_meta}
     assert left == {"visual_embeddings", "visual_transformer_blocks", "out_layer"}
+    x = latent(TINY)
     with torch.inference_mode():
-        velocities = model.evaluate(latent(TINY), branches, rope_scale=ROPE_SCALE)
+        velocities = model.evaluate(x, branches, model.positions(x, rope_scale=ROPE_SCALE))
     assert all(map(torch.equal, velocities, expected))
 
 
@@ -89,7 +91,7 @@ def visits(blocks: nn.ModuleList) -> list[int]:
 
 
 def test_preparing_and_evaluating_call_each_block_for_all_before_the_next() -> None:
-    model = tiny()
+    model, x = tiny(), latent(TINY)
     text, modulations, visual = (
         visits(blocks)
         for blocks in (
@@ -103,7 +105,7 @@ def test_preparing_and_evaluating_call_each_block_for_all_before_the_next() -> N
         assert text == [0] * 6 + [1] * 6
         assert modulations == [0, 1, 2]
         for branches in schedule:
-            model.evaluate(latent(TINY), branches)
+            model.evaluate(x, branches, model.positions(x))
     assert visual == [0, 0, 1, 1, 2, 2] * 3
     assert len(text) == 12 and len(modulations) == 3
 
@@ -143,12 +145,12 @@ def test_every_tensor_that_stays_goes_through_keep() -> None:
 def test_chunks_change_the_order_of_sums_at_most(
     config: DiTConfig, chunks: ActivationChunks
 ) -> None:
-    model = tiny(config)
+    model, x = tiny(config), latent(config)
     expected = forwards(model, 0.5)
     with torch.inference_mode():
         (branches,) = model.prepare(prompts(config), [0.5])
         model.chunks = chunks
-        velocities = model.evaluate(latent(config), branches, rope_scale=ROPE_SCALE)
+        velocities = model.evaluate(x, branches, model.positions(x, rope_scale=ROPE_SCALE))
     for ours, plain in zip(velocities, expected, strict=True):
         assert relative_error(ours, plain) <= 1e-6
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from int8 import Examination
 from kandinsky5.model import fast_weights, fp8
 from kandinsky5.model.fast_weights import WeightsPath, is_examined, weights_path
 from kandinsky5.model.fp8 import Fp8Linear, has_product
@@ -44,6 +45,38 @@ def test_int8_on_this_cpu_passes() -> None:
     assert found.way in ("int_mm", "torch") and (found.failed, found.lacking) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("backend", "cuda", "lacking"),
+    [
+        ("triton", "13.0", None),
+        (
+            "int_mm",
+            "13.0",
+            "Triton is not installed: int8 runs through torch's own int8 product, slower",
+        ),
+        ("torch", "12.6", "this card has no int8 tensor cores that K1 uses (sm_80 or newer has)"),
+        (
+            "torch",
+            None,
+            "K1's int8 kernels are for NVIDIA cards: plain torch computes in their place",
+        ),
+    ],
+    ids=["fast", "no Triton", "old card", "ROCm"],
+)
+def test_why_a_card_computes_int8_without_triton_is_said(
+    monkeypatch, backend: str, cuda: str | None, lacking: str | None
+) -> None:
+    monkeypatch.setattr(fast_weights, "examine", lambda device: Examination(backend))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert weights_path("int8", CARD) == WeightsPath(backend, lacking=lacking)
+
+
+def test_what_failed_is_said_instead_of_what_is_lacking(monkeypatch) -> None:
+    found = Examination("int_mm", ("int8 by triton on cuda:1: off",))
+    monkeypatch.setattr(fast_weights, "examine", lambda device: found)
+    assert weights_path("int8", CARD) == WeightsPath("int_mm", "int8 by triton on cuda:1: off")
+
+
 def test_where_there_is_no_float8_product_weights_are_dequantised_and_it_is_said() -> None:
     found = weights_path("fp8", CPU)
     assert (found.way, found.failed) == ("dequantised", None)
@@ -73,6 +106,17 @@ def test_a_product_that_raises_is_named_in_one_line(with_product, monkeypatch) -
     monkeypatch.setattr(Fp8Linear, "_scaled_product", unsupported)
     failed = str(weights_path("fp8", CPU).failed)
     assert failed == "fp8 by scaled_mm on cpu: RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED"
+
+
+def test_memory_that_runs_out_in_the_product_is_no_verdict(with_product, monkeypatch) -> None:
+    def no_room(layer: Fp8Linear, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fp8Linear, "_scaled_product", no_room)
+        with pytest.raises(torch.OutOfMemoryError):
+            weights_path("fp8", CPU)
+    assert weights_path("fp8", CPU) == WeightsPath("scaled_mm")
 
 
 @pytest.mark.gpu

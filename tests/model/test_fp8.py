@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_transformer import sqnr_db
+from tiny_transformer import LiveBytes, sqnr_db
 
 from kandinsky5.model.fp8 import Fp8Linear, float8_scale, to_float8
 
@@ -51,6 +51,15 @@ def test_the_product_of_float8_numbers_is_near_the_exact_one(per_output, dtype):
         if token >= 2:  # below, the bias leaves a 16-bit number no room for the rest
             assert sqnr_db(*bias_free) > 25
     assert torch.equal(made._scaled_product(x.to(dtype) * 0), made.bias.to(dtype).expand(2, 5, -1))
+
+
+@pytest.mark.parametrize("per_output", [False, True])
+def test_scaling_the_product_takes_no_second_one(per_output):
+    made, x = layer(16, 512, per_output=per_output, bias=False), torch.randn(512, 16).bfloat16()
+    made._scaled_product(x)  # what is kept for the first time is not its own
+    with LiveBytes() as live:
+        out = made._scaled_product(x)
+    assert out.nbytes < live.peak < 1.5 * out.nbytes
 
 
 def test_some_of_the_outputs_share_the_memory_of_all():

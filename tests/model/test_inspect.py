@@ -8,7 +8,9 @@ import pytest
 import torch
 from sparse_files import Described, shapes_of, write_sparse
 
+from kandinsky5.model.checkpoint import lacking_weights
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig
+from kandinsky5.model.image_vae import ImageVAE, ImageVAEConfig
 from kandinsky5.model.inspect import FileReport, inspect_file
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
 
@@ -174,6 +176,9 @@ def test_how_weights_are_stored_is_recognised(tmp_path, tensors, metadata, quant
         ("transformer.visual_transformer_blocks.0.to_query.lora_A.default.weight", "peft"),
         ("transformer.visual_transformer_blocks.0.to_query.lora_B.weight", "diffusers"),
         ("lora_unet_visual_transformer_blocks_0_to_query.lora_down.weight", "kohya"),
+        ("transformer.visual_transformer_blocks.0.to_query.lora.down.weight", "diffusers"),
+        ("base_model.model.visual_transformer_blocks.0.to_query.lora_B.style.weight", "peft"),
+        ("visual_transformer_blocks.0.to_query.lora_up.weight", "unknown"),
     ],
 )
 def test_a_lora_is_recognised_with_the_family_of_its_names(tmp_path, name, variant):
@@ -188,8 +193,10 @@ def test_vaes_are_recognised(tmp_path):
     )
     assert (report.kind, report.model) == ("vae", "hunyuan")
     assert (report.parameters, report.tensors) == (246_478_803, 248)
-    flux = {"encoder.conv_in.weight": ("F32", (128, 3, 3, 3))}
-    report = inspect_file(write_sparse(tmp_path / "ae.safetensors", flux))
+    shapes = shapes_of(ImageVAE, ImageVAEConfig())
+    report = inspect_file(
+        write_sparse(tmp_path / "ae.safetensors", {n: ("F32", s) for n, s in shapes.items()})
+    )
     assert (report.kind, report.model) == ("vae", "flux")
 
 
@@ -247,3 +254,31 @@ def test_a_report_has_the_promised_keys_and_is_json(tmp_path):
     assert promised | {"dtype_bytes", "problems"} <= set(values)
     assert values["problems"] == []
     assert json.loads(json.dumps(FileReport("unusable").to_dict()))["kind"] == "unusable"
+
+
+def test_an_adapter_of_a_kind_that_is_not_run_is_a_lora_with_a_problem(tmp_path):
+    pair = "visual_transformer_blocks.0.to_query.lora_A.weight"
+    magnitude = "visual_transformer_blocks.0.to_query.lora_magnitude_vector"
+    for names, variant, named in (
+        (("lora_unet_blocks_0.lokr_w1", "lora_unet_blocks_0.alpha"), "lokr", "nothing but LoKr"),
+        ((pair, magnitude), "peft", "a DoRA"),
+    ):
+        tensors = {name: ("F32", (4, 4)) for name in names}
+        report = inspect_file(write_sparse(tmp_path / "lora.safetensors", tensors))
+        assert (report.kind, report.variant) == ("lora", variant)
+        assert named in report.problems[0]
+
+
+@pytest.mark.parametrize("place", ["{}", "folder/{}", "{}/model.safetensors"])
+def test_a_name_that_is_too_long_is_an_unusable_file_in_a_short_line(tmp_path, place):
+    report = inspect_file(tmp_path / place.format("a" * 5000))
+    assert report.kind == "unusable"
+    assert len(report.problems[0]) < 400 and "…" in report.problems[0]
+
+
+def test_an_index_that_names_a_shard_too_long_is_an_unusable_file(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "b" * 5000}}))
+    report = inspect_file(index)
+    assert report.kind == "unusable" and "names the shard" in report.problems[0]
+    assert lacking_weights(tmp_path) is None

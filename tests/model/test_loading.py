@@ -22,6 +22,7 @@ from kandinsky5.model.loading import (
     load_transformer,
     load_video_vae,
 )
+from kandinsky5.model.safetensors_file import SafetensorsFile
 from kandinsky5.model.vae import VideoVAE, VideoVAEConfig
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest
@@ -339,3 +340,18 @@ def test_a_model_for_the_other_medium_says_which_mode_fits(tmp_path, config, pre
     assert check_transformer(path) == config
     with pytest.raises(CheckpointError, match=advice):
         check_transformer(path, PRESETS[preset])
+
+
+def test_another_model_s_file_is_opened_once_to_be_refused(tmp_path, monkeypatch):
+    path = write_sparse(tmp_path / "wan.safetensors", {"patch_embedding.weight": (8, 16, 1, 2, 2)})
+    opened = []
+    begin = SafetensorsFile.__init__
+
+    def counting(self, path):
+        opened.append(path)
+        begin(self, path)
+
+    monkeypatch.setattr(SafetensorsFile, "__init__", counting)
+    with pytest.raises(CheckpointError, match="not Kandinsky 5"):
+        find_model_files(GenerationRequest(prompt="x", preset="lite-t2v-5s-sft", dit=str(path)))
+    assert opened == [path]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from int8 import Int8Linear
 from kandinsky5.errors import CheckpointError
@@ -17,6 +17,7 @@ from kandinsky5.model.lora import Adapter, LoraLayer, attach, combined, detach, 
 from kandinsky5.model.lora_file import open_lora
 from kandinsky5.model.weights import is_quantised_layer
 from tests.support import loras, tiny_transformer
+from tests.support.sparse_files import write_sparse
 from tests.support.tiny_transformer import CONFIG, run
 
 ALPHA = 6.0
@@ -237,3 +238,64 @@ def test_the_trigger_is_read_from_the_header(tmp_path) -> None:
     path = tmp_path / "l.safetensors"
     loras.save_peft(path, everywhere(), alpha=1.0, trigger="in the style of K, ")
     assert open_lora(path, layer_sizes(model())).trigger == "in the style of K, "
+
+
+@pytest.mark.parametrize("adapter", ["style", "my-adapter_2"])
+def test_a_peft_adapter_of_any_name_acts(tmp_path, adapter) -> None:
+    path = loras.save_peft(tmp_path / "l.safetensors", everywhere(), alpha=ALPHA)
+    renamed(path, lambda name: name.replace(".default.", f".{adapter}."))
+    opened = open_lora(path, layer_sizes(model()))
+    assert (opened.matched, opened.shortfall) == (opened.total, "")
+    assert worst(run(beside((path, 1.0))), run(merged(everywhere(), ALPHA / RANK))) <= 1e-5
+
+
+@pytest.mark.parametrize("inner", ["model_diffusion_model_", "diffusion_model_", "transformer_"])
+def test_kohya_s_names_may_have_the_model_s_prefix_within(tmp_path, inner) -> None:
+    path = loras.save_kohya(tmp_path / "l.safetensors", everywhere(), alpha=ALPHA)
+    renamed(path, lambda name: name.replace("lora_unet_", f"lora_unet_{inner}"))
+    opened = open_lora(path, layer_sizes(model()))
+    assert opened.matched == opened.total and set(opened.parts) == set(everywhere())
+
+
+def test_of_two_adapters_in_a_file_one_acts_and_never_halves_of_both(tmp_path) -> None:
+    layer = f"{BLOCK}.cross_attention.to_key"
+    names = [f"{layer}.lora_{part}.weight" for part in ("B.b", "A.a", "A.b", "B.a")]
+    shapes = {"A": (3, 64), "B": (64, 3)}
+    tensors = {name: ("F32", shapes[name.split("lora_")[1][0]]) for name in names}
+    path = write_sparse(tmp_path / "two.safetensors", tensors)  # in this very order
+    opened = open_lora(path, layer_sizes(model()))
+    kept = {name.split(".")[-2] for name in opened.parts[layer].values()}
+    assert len(kept) == 1 and (opened.matched, opened.total) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [
+        ("lokr_w1", "LoKr"),
+        ("lokr_w2_a", "LoKr"),
+        ("hada_w1_b", "LoHa"),
+        ("diff", "diff (whole weights)"),
+        ("diff_b", "diff_b (biases)"),
+        ("lora_B.bias", "bias"),
+        ("oft_blocks", "OFT"),
+    ],
+)
+def test_what_is_not_run_is_named_and_refused_where_nothing_else_is_there(
+    tmp_path, ending, kind
+) -> None:
+    pair = f"{BLOCK}.cross_attention.to_key"
+    other = f"diffusion_model.{BLOCK}.cross_attention.to_query"
+    path = loras.save_diffusers(tmp_path / "l.safetensors", loras.random_pairs({pair: (64, 64)}))
+    added = {f"{other}.{ending}": torch.zeros(4), f"{other}.alpha": torch.tensor(1.0)}
+    save_file({**load_file(path), **added}, path)
+    opened = open_lora(path, layer_sizes(model()))
+    assert (opened.matched, opened.total, set(opened.parts)) == (2, 4, {pair})
+    assert dict(opened.left_out) == {kind: 2}
+    assert f"left out, as this program does not run them: 2 {kind}" in opened.shortfall
+    save_file(added, path)
+    assert f"nothing but {kind}, which this program does not run" in refused(path)
+
+
+def renamed(path: Path, rename: Callable[[str], str]) -> None:
+    """The same tensors under other names."""
+    save_file({rename(name): tensor for name, tensor in load_file(path).items()}, path)

@@ -22,10 +22,11 @@ from kandinsky5.model.nabla import (
     NablaAttention,
     block_means,
     chosen_blocks,
-    tiled,
-    untiled,
+    stacked,
+    unstacked,
     window_of,
 )
+from kandinsky5.model.positions import VisualPositions
 from tests.model.test_dit import diffusers_model
 from tests.model.tiny_dit import TINY, inputs, randomised, relative_error, tiny
 
@@ -76,14 +77,14 @@ def masked_dense(
 
 
 def test_each_tile_of_a_frame_lies_together_and_goes_back() -> None:
-    grid = (2, 16, 24)
-    x = torch.arange(2.0 * 16 * 24).view(*grid, 1)
-    together = tiled(x)
-    assert torch.equal(together[:64], x[0, :8, :8].reshape(64, 1))
-    assert torch.equal(together[4 * 64 : 5 * 64], x[0, 8:, 8:16].reshape(64, 1))
-    assert torch.equal(untiled(together, grid), x.flatten(0, 2))
+    x = torch.arange(2.0 * 16 * 24).view(2, 16, 24, 1)
+    together = stacked(x)
+    assert together.shape == (2, 48, 8, 1)
+    assert torch.equal(together[0, :8], x[0, :8, :8])
+    assert torch.equal(together[0, 32:40], x[0, 8:, 8:16])
+    assert torch.equal(unstacked(together, (16, 24)), x)
     batch = torch.stack([x, -x])
-    assert torch.equal(untiled(tiled(batch), grid), batch.flatten(1, 3))
+    assert torch.equal(unstacked(stacked(batch, (4, 6)), (16, 24), (4, 6)), batch)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -240,8 +241,10 @@ def test_chunks_and_branches_change_nothing_with_nabla() -> None:
         plain = [model(x, *prompt, 0.5, sparse=PARAMS) for prompt in (first, second)]
         branches = model._conditioned([(*prompt, 0.5) for prompt in (first, second)])
         model.chunks = ActivationChunks(tokens=100, heads=1)
-        for ours, expected in zip(model.evaluate(x, branches, sparse=PARAMS), plain, strict=True):
-            assert relative_error(ours, expected) <= 1e-6
+        positions = model.positions(x, sparse=PARAMS)
+        velocities = model.evaluate(positions.order.arranged(x), branches, positions)
+        for ours, expected in zip(velocities, plain, strict=True):
+            assert relative_error(positions.order.restored(ours), expected) <= 1e-6
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 16), (3, 16, 24)])
@@ -306,8 +309,8 @@ def test_the_plan_reckons_with_a_whole_evaluation(monkeypatch: pytest.MonkeyPatc
 
 
 class _AlwaysSparse(DiffusionTransformer3D):
-    def evaluate(self, *args: Any, **options: Any) -> list[torch.Tensor]:
-        return super().evaluate(*args, **options, sparse=NablaParams(0.8, 11, 3, 3))
+    def positions(self, *args: Any, **options: Any) -> VisualPositions:
+        return super().positions(*args, **options, sparse=NablaParams(0.8, 11, 3, 3))
 
 
 def test_a_benchmark_of_no_heads_is_refused() -> None:

@@ -100,6 +100,24 @@ def test_dequantised_weights_are_near_the_original(tmp_path, kind):
             assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("weights_format", ["auto", "bf16"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fp8-unscaled"])
+def test_scales_that_are_no_numbers_are_found_when_they_are_read(
+    tmp_path, kind, weights_format, broken
+):
+    tensors = stored(KINDS[kind][0], weights())
+    (scales,) = (
+        n for n in tensors if n.startswith(f"{LAYER}.") and "scale" in n and "input" not in n
+    )
+    tensors[scales].view(-1)[-1] = broken
+    path = save(tmp_path / "dit.safetensors", tensors)
+    with pytest.raises(CheckpointError) as caught:
+        read(path, weights=weights_format)
+    said = caught.value.reason
+    assert said == f"'{scales}' has scales that are NaN or infinite: damaged, download it again"
+
+
 def test_a_fp8_file_under_a_prefix_with_a_marker_is_read(tmp_path):
     tensors = stored(older_comfy_fp8, weights())
     prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import struct
+import subprocess
+from collections import OrderedDict
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import torch
 from open_files import open_files
@@ -15,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from kandinsky5.errors import CheckpointError
-from kandinsky5.model.safetensors_file import SafetensorsFile
+from kandinsky5.model.safetensors_file import MAX_HEADER_VALUES, MAX_TENSORS, SafetensorsFile
 
 FORTY_GB = 40 * 10**9
 
@@ -72,9 +76,14 @@ LFS_POINTER = (
             pickled(_use_new_zipfile_serialization=False),
             "a pickle can run code; use .safetensors",
         ),
-        (image_bytes("PNG"), "an image"),
-        (image_bytes("JPEG"), "an image"),
+        (b"Entry not found", "a text, not a .safetensors file: 'Entry not found'"),
         (b'{"error": "Entry not found"}', "a JSON text"),
+        (b'\xef\xbb\xbf[{"error": "Gone"}]', "a JSON text"),
+        (b"\xef\xbb\xbf" + LFS_POINTER, "Git-LFS pointer"),
+        (b"<!-- a proxy --><html>", "web page (HTML)"),
+        ("<html>Войдите</html>".encode("utf-16"), "web page (HTML)"),
+        ("<html>".encode("utf-16-be"), "web page (HTML)"),
+        (b"\xef\xbb\xbf<!doctype html>", "web page (HTML)"),
         (b"\x1f\x8b\x08" + bytes(64), "a compressed archive"),
         (b"", "the file is empty"),
         (b"\x10\x00\x00", "cut short after 3 bytes"),
@@ -243,3 +252,79 @@ def test_a_refused_file_is_not_left_open(tmp_path):
     path = write(tmp_path / "model.safetensors", {"w": entry(0, 4)})
     reason(path)
     assert open_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF"])
+def test_an_image_is_called_one_with_its_format(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    try:
+        path.write_bytes(image_bytes(kind))
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    assert reason(path) == f"an image ({kind}), not a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("MP4", "mp4"), ("MOV", "mov"), ("MKV or WebM", "mkv")]
+)
+def test_a_video_is_called_one_with_its_format(tmp_path, kind, suffix):
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=s=16x16:d=0.1",
+    ]
+    subprocess.run([*command, str(tmp_path / f"a.{suffix}")], check=True)
+    path = (tmp_path / f"a.{suffix}").rename(tmp_path / "model.safetensors")
+    assert reason(path) == f"a video ({kind}), not a checkpoint"
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    "value", [{}, {"w": 1.5}, [1, 2], OrderedDict(w=1), torch.zeros(3), Path("x")], ids=str
+)
+def test_a_pickle_of_any_protocol_is_refused_as_one(tmp_path, protocol, value):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps(value, protocol))
+    assert reason(path) == "a pickle can run code; use .safetensors"
+
+
+def test_a_text_is_no_pickle(tmp_path):
+    path = tmp_path / "model.safetensors"
+    for text in ("city\nname\nand more", "(see below)\nI am\n", "[model]\nsize = 3\n"):
+        path.write_text(text)
+        assert "text, not a .safetensors file" in reason(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        (
+            b'{"w":' + b'{"data_offsets":[0,0]},' * (MAX_TENSORS + 1),
+            f"names {MAX_TENSORS + 1} tensors",
+        ),
+        (b'{"w":[' + b"[]," * MAX_HEADER_VALUES, "values"),
+        (b'{"w":{' + b'"a":1,' * MAX_HEADER_VALUES, "values"),
+    ],
+    ids=["tensors", "lists", "names"],
+)
+def test_a_header_that_would_take_long_is_refused_before_it_is_parsed(
+    tmp_path, monkeypatch, header, named
+):
+    monkeypatch.setattr("kandinsky5.model.safetensors_file.json.loads", None)
+    why = reason(write(tmp_path / "model.safetensors", header))
+    assert named in why and len(why) < 120
+
+
+def test_more_tensors_than_are_read_are_refused_however_their_entries_are_written(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kandinsky5.model.safetensors_file.MAX_TENSORS", 2)
+    header = json.dumps({name: entry(0, 0) for name in "abc"}).replace("data_o", "data\\u005fo")
+    path = write(tmp_path / "model.safetensors", header.encode())
+    assert "names 3 tensors, at most 2" in reason(path)
+    two = {"__metadata__": {"about": '"data_offsets"'}, "a": entry(0, 0), "b": entry(0, 0)}
+    SafetensorsFile(write(tmp_path / "model.safetensors", two)).close()

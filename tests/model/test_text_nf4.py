@@ -316,6 +316,16 @@ def test_wrong_numbers_are_found_out(library: None, monkeypatch: Any, wrong: str
     assert problem is not None and said in problem
 
 
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried", "CUDA error: out of memory"])
+def test_memory_that_runs_out_is_no_verdict(library: None, untested: None, said: str) -> None:
+    error = torch.OutOfMemoryError(said) if "Tried" in said else RuntimeError(said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_nf4, "quantised", lambda weight: (_ for _ in ()).throw(error))
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            nf4_problem(CPU)
+    assert nf4_problem(CPU) is None  # the next call tries again
+
+
 # On a GPU
 
 GPU = torch.device("cuda")

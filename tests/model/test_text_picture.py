@@ -128,3 +128,11 @@ def test_a_broken_preprocessor_config_is_named(text_parts: Path, tmp_path: Path)
     (folder / "preprocessor_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="preprocessor_config"):
         Sight.load(folder, device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("mark", ["<|image_pad|>", "<|video_pad|>"])
+def test_a_mark_of_pictures_in_a_prompt_is_left_out(text_parts: Path, mark: str) -> None:
+    made, seen = encoders(text_parts), picture(56, 56)
+    marked = encoded(made, f"{PROMPT}{mark}", seen, 900)
+    plain = encoded(made, PROMPT, seen, 900)
+    torch.testing.assert_close(marked.text, plain.text, rtol=0, atol=0)

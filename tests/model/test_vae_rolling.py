@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from kandinsky5.model.vae import VideoVAE
 from kandinsky5.model.vae_frames import FrameNorm, Moments
 from kandinsky5.model.vae_rolling import RollingVAEDecoder
 from tests.model.test_vae import TINY, changed, relative_error, tiny
-from vae_tiling import TilePlan, plan_tiles, tiled_decode
+from vae_tiling import Places, TilePlan, plan_tiles, samples, tiled_decode
 from vae_tiling.decode import as_floats
 from vae_tiling.samples import LONGEST_RUN
-from vae_tiling.statistics import taken
+from vae_tiling.statistics import STAY, taken
 
 DEMO_VAE = Path(__file__).resolve().parents[2] / "kandinsky5/demo/model/vae"
 
@@ -95,7 +96,7 @@ def test_a_tile_remembers_two_frames_of_each_convolution_however_long_it_runs() 
     vae = tiny()
     decoder = RollingVAEDecoder(vae)
     features = decoder.narrow(latent_of((6, 2, 2)))
-    decoder.calibrate(taken(features, plan_tiles(21, 16, 16)))
+    decoder.calibrate(taken(features, plan_tiles(21, 16, 16)), STAY)
     tile = decoder.start()
     carried = []
     for frame in range(6):
@@ -181,6 +182,11 @@ def lit(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
+def faded(like: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    share = np.linspace(0, 1, len(like))[:, None, None, None]
+    return (one * (1 - share) + other * share).astype(np.uint8)
+
+
 ONE_SECOND: dict[str, Callable[[], np.ndarray]] = {
     "a moving shape": lambda: shown(1),
     "cut at a third": lambda: cut(8, shown(5), shown(8)),
@@ -190,7 +196,11 @@ ONE_SECOND: dict[str, Callable[[], np.ndarray]] = {
     "white to black": lambda: cut(12, plain(255), plain(0)),
     "a scene to white": lambda: cut(17, shown(2), plain(255)),
     "a shape that jumps": lambda: shown(2)[[index % 9 for index in range(25)]],
-    "a flash": lambda: lit(shown(1)),
+    "a flash on one scene": lambda: lit(shown(1)),
+    "a flash on another": lambda: lit(shown(8)),
+    "a fade from black": lambda: faded(shown(9), plain(0), shown(9)),
+    "a fade to black": lambda: faded(shown(9), shown(9), plain(0)),
+    "a crossfade": lambda: faded(shown(9), shown(5), shown(9)),
 }
 
 
@@ -209,6 +219,47 @@ def test_what_is_looked_at_as_a_whole_is_exact(demo_vae: VideoVAE) -> None:
     latent = encoded(demo_vae, cut(11, shown(5), shown(8))[:21])
     plan = plan_tiles(21, SIDE_PX, SIDE_PX)
     assert psnr_db(*rolled_and_untiled(demo_vae, latent, plan)) >= 100
+
+
+@pytest.mark.parametrize("name", ["cut at a third", "a fade from black", "a flash on another"])
+def test_four_tiles_have_the_statistics_of_one(demo_vae: VideoVAE, name: str) -> None:
+    latent = encoded(demo_vae, ONE_SECOND[name]())
+    plan = plan_tiles(25, SIDE_PX, SIDE_PX, tile_height=32, tile_width=32, overlap=16)
+    assert plan.tiles == 4
+    assert psnr_db(*rolled_and_untiled(demo_vae, latent, plan)) >= 40
+
+
+def test_a_fade_of_two_seconds_is_near_its_untiled_decode(demo_vae: VideoVAE) -> None:
+    """Longer than there are stills and changes to look at: what lies between them is interpolated."""
+    frames = scene(49, SIDE_PX, SIDE_PX, 9)
+    latent = encoded(demo_vae, faded(frames, np.zeros_like(frames), frames))
+    plan = plan_tiles(49, SIDE_PX, SIDE_PX)
+    assert psnr_db(*rolled_and_untiled(demo_vae, latent, plan)) >= 40
+
+
+@pytest.mark.parametrize("frames", [5, 13], ids=["as a run", "in samples"])
+def test_samples_that_wait_in_main_memory_in_parts_tell_the_same(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part sees beyond its edges what a layer sees, so nothing depends on how they are cut."""
+    monkeypatch.setattr(samples, "LONGEST_RUN", 5)
+    decoder = RollingVAEDecoder(tiny())
+    features = decoder.narrow(latent_of(((frames + 3) // 4, 9, 6)))
+    whole = taken(features, plan_tiles(frames, 72, 48))
+    assert (whole.run is not None) == (frames == 5)
+    moved: list[str] = []
+    places = Places(
+        park=lambda tensor: moved.append("parked") or tensor.clone(),
+        fetch=lambda tensor: moved.append("fetched") or tensor,
+    )
+    found = []
+    for window in (None, (4, 4)):
+        decoder.calibrate(dataclasses.replace(whole, window=window), places)
+        found.append([norm._moments for norm in norms_of(decoder)])
+        assert bool(moved) == (window is not None)
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None
+        assert relative_error(other[0], one[0]) <= 1e-5 and relative_error(other[1], one[1]) <= 1e-5
 
 
 def wide(frames: int, seed: int) -> np.ndarray:

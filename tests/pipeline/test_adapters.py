@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from int8 import Int8Linear
 from kandinsky5.errors import CheckpointError, UserError
@@ -58,7 +59,8 @@ def velocity(tenant: TransformerTenant) -> torch.Tensor:
     running = tenant.enter()
     x = torch.randn((2, 4, 4, 33), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        (made,) = running.evaluate(x, waiting.branches(0, (False,)), rope_scale=(1.0, 1.0, 1.0))
+        positions = running.positions(x, rope_scale=(1.0, 1.0, 1.0))
+        (made,) = running.evaluate(x, waiting.branches(0, (False,)), positions)
     tenant.leave()
     return made
 
@@ -151,3 +153,12 @@ def test_what_is_no_lora_of_this_model_is_refused(tmp_path) -> None:
     path = loras.save_kohya(tmp_path / "flux.safetensors", other, alpha=1.0)
     with pytest.raises(CheckpointError, match="flux.safetensors"):
         chosen(path, 1.0)
+
+
+def test_the_notice_says_what_kind_of_part_does_not_act(tmp_path, lora) -> None:
+    layer = "visual_transformer_blocks.0.self_attention.to_query"
+    added = {f"diffusion_model.{layer}.diff_b": torch.zeros(64)}
+    save_file({**load_file(lora), **added}, lora)
+    (said,) = chosen(lora, 1.0)
+    assert f"not {next(iter(added))}; left out" in said.notice
+    assert said.notice.endswith("does not run them: 1 diff_b (biases))")

@@ -81,7 +81,7 @@ def written_out(model: DiffusionTransformer3D, skips: Skips) -> torch.Tensor:
         (rows,) = model.prepare(GUIDANCE.conditionings, [time])
         velocities = []
         for branch, skip in enumerate(skips[step]):
-            (velocity,) = model.evaluate(latent, [rows[branch]])
+            (velocity,) = model.evaluate(latent, [rows[branch]], model.positions(latent))
             if skip:
                 stream = seen["first"] + held[branch]
                 velocity = model.out_layer(stream, rows[branch].out, (2, 2, 2))
@@ -271,20 +271,21 @@ def test_the_meter_measures_what_the_blocks_add(transformer) -> None:
             x = NOISE if step == 0 else states[0].latent
             (rows,) = transformer.prepare(GUIDANCE.conditionings, [TIMES[step].item()])
             kept = [Residual(), Residual()]
-            transformer.evaluate(x, rows, residuals=kept)
+            transformer.evaluate(x, rows, transformer.positions(x), residuals=kept)
             expected[step] = [slot.value.norm(dim=-1) for slot in kept]  # type: ignore[union-attr]
     for branch in (0, 1):
         ratio = (expected[1][branch] / expected[0][branch]).mean().item()
         assert ratios[0][branch] == pytest.approx(ratio, rel=1e-6)
 
 
-def test_a_sparse_step_is_skipped_in_the_order_of_the_grid(transformer) -> None:
-    """NABLA regroups the tokens inside; what is kept and added again is in plain order."""
+def test_a_sparse_step_is_skipped_in_the_order_of_its_tokens(transformer) -> None:
     sparse = NablaParams(P=0.9, wT=1, wH=1, wW=1)
-    x = draw_noise((1, 32, 16, 16), torch.Generator().manual_seed(4))
+    latent = draw_noise((1, 16, 32, 16), torch.Generator().manual_seed(4))
     with torch.inference_mode():
+        positions = transformer.positions(latent, sparse=sparse)
+        x = positions.order.arranged(latent)
         (rows,) = transformer.prepare([GUIDANCE.positive], [0.5])
         kept = Residual()
-        (ran,) = transformer.evaluate(x, rows, sparse=sparse, residuals=[kept])
-        (again,) = transformer.evaluate(x, rows, sparse=sparse, residuals=[kept])
+        (ran,) = transformer.evaluate(x, rows, positions, residuals=[kept])
+        (again,) = transformer.evaluate(x, rows, positions, residuals=[kept])
     assert torch.allclose(again, ran, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from diffusers_oracle import compute_in_float32, published_normalisation, publis
 
 from kandinsky5.errors import NotFinite, Stopped
 from kandinsky5.model.dit import DiffusionTransformer3D, DiTConfig, StepConditioning
+from kandinsky5.model.positions import VisualPositions
 from kandinsky5.model.text import Conditioning
 from kandinsky5.pipeline.denoise import (
     Guidance,
@@ -72,9 +73,12 @@ class Spy:
         self.prepared.append(times)
         return self.transformer.prepare(conditionings, times)
 
-    def evaluate(self, x, branches, **options: Any) -> list[torch.Tensor]:
+    def positions(self, latent, **options: Any) -> VisualPositions:
+        return self.transformer.positions(latent, **options)
+
+    def evaluate(self, x, branches, positions, **options: Any) -> list[torch.Tensor]:
         self.seen.append((x.clone(), list(branches)))
-        return self.transformer.evaluate(x, branches, **options)
+        return self.transformer.evaluate(x, branches, positions, **options)
 
 
 def conditioning(seed: int, tokens: int) -> Conditioning:
@@ -348,8 +352,8 @@ def test_a_prepared_schedule_counts_from_its_first_step() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_that_gives_no_numbers_stops_the_run_at_once(transformer, bad) -> None:
     class Breaks(Spy):
-        def evaluate(self, x, branches, **options: Any) -> list[torch.Tensor]:
-            velocities = super().evaluate(x, branches, **options)
+        def evaluate(self, *args: Any, **options: Any) -> list[torch.Tensor]:
+            velocities = super().evaluate(*args, **options)
             if len(self.seen) == 3:
                 velocities[1][-1, -1, -1, -1] = bad
             return velocities
@@ -360,6 +364,8 @@ def test_a_step_that_gives_no_numbers_stops_the_run_at_once(transformer, bad) ->
     assert len(spy.seen) == 3
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.step, copy.total, str(copy)) == (3, 5, str(caught.value))
+    kept = NotFinite(3, 5, "states/step-00002.safetensors")
+    assert str(pickle.loads(pickle.dumps(kept))) == str(kept)
 
 
 def test_guidance_goes_past_the_prompt_away_from_the_negative() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kandinsky5.memory.text_stages import EncoderUse
 from kandinsky5.model.files import ModelFiles
 from kandinsky5.pipeline.encoders import text_tenant
 from kandinsky5.presets import DEMO_FOLDER
@@ -37,11 +38,13 @@ def encoded(tenant) -> torch.Tensor:
     return torch.cat([conditioning.text.flatten(), conditioning.pooled])
 
 
-def tenant(source: str, home: str):
+def use_of(source: str) -> EncoderUse:
     """One slot: the demo has two layers, and two slots would hold them all."""
-    return text_tenant(
-        demo_files(), device=CPU, dtype=torch.float32, source=source, home=home, slots=1
-    )
+    return EncoderUse("fp32", source, slots=1, ring=1)
+
+
+def tenant(source: str, home: str):
+    return text_tenant(demo_files(), use_of(source), device=CPU, dtype=torch.float32, home=home)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +65,8 @@ def test_a_streamed_encoder_sees_what_a_resident_one_sees(source: str, home: str
     picture = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
 
     def seen(source: str, home: str) -> torch.Tensor:
-        where = {"device": CPU, "dtype": torch.float32, "slots": 1, "sees": True}
-        made = text_tenant(demo_files(), source=source, home=home, **where)
+        where = {"device": CPU, "dtype": torch.float32, "sees": True}
+        made = text_tenant(demo_files(), use_of(source), home=home, **where)
         encoders, template = made.enter(), PROMPT_TEMPLATES["image_edit"]
         texts = [
             encoders.encode("a red circle", "", template, max_tokens=64, picture=shown).text

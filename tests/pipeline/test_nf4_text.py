@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kandinsky5.errors import UserError
+from kandinsky5.errors import OutOfMemory, UserError
 from kandinsky5.events import ignore
 from kandinsky5.memory import free, text_stages
 from kandinsky5.memory.budget import Budget
@@ -20,9 +20,10 @@ from kandinsky5.model.text_generation import Writer
 from kandinsky5.model.text_nf4 import Nf4Linear
 from kandinsky5.output.tensor_store import TensorStore
 from kandinsky5.pipeline import trusted_text
+from kandinsky5.pipeline.accept import accept
 from kandinsky5.pipeline.embedding_cache import EmbeddingCache, encoding_key, expansion_key
 from kandinsky5.pipeline.encoders import text_tenant
-from kandinsky5.pipeline.job import Listeners, PaintingJob, accept
+from kandinsky5.pipeline.job import Listeners, PaintingJob
 from kandinsky5.pipeline.models import TEXT, WRITER, Models
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.pipeline.planning import changes, plan_of
@@ -41,8 +42,8 @@ def library() -> None:
 
 
 def tenant(weights: str, source: str, home: str) -> Any:
-    where = {"device": CPU, "dtype": torch.float32, "slots": 1}
-    return text_tenant(demo_files(), source=source, home=home, weights=weights, **where)
+    use = EncoderUse(weights, source, slots=1)
+    return text_tenant(demo_files(), use, device=CPU, dtype=torch.float32, home=home)
 
 
 def accepted(tmp_path: Path, **values: Any) -> PaintingJob:
@@ -136,6 +137,17 @@ def test_a_library_that_fails_its_test_is_not_chosen(monkeypatch: pytest.MonkeyP
     plan_of(dataclasses.replace(request, expand=False), None, "bf16", **where)
     assert asked == [GPU], "nothing is imported where NF4 would not be used"
     assert "the prompt as it is" in changes(trusted, plan)
+
+
+def test_no_memory_for_the_test_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(device: torch.device) -> str | None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trusted_text, "nf4_problem", no_room)
+    with pytest.raises(OutOfMemory, match="during the self-test of NF4"):
+        accepted(tmp_path, text_weights="nf4")
 
 
 def test_what_writes_is_let_go_and_what_encodes_waits(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kandinsky5.events import PreviewReady
 from kandinsky5.model.vae import VideoVAEConfig
+from kandinsky5.pipeline import preview
 from kandinsky5.pipeline.preview import (
     HUNYUAN_VIDEO_COLOURS,
     LatentColours,
@@ -113,6 +114,28 @@ def test_five_seconds_at_the_trained_size_stay_below_300_kilobytes():
     webp = LinearPreviewer(HUNYUAN_VIDEO_COLOURS).picture(smooth[0].permute(1, 2, 3, 0) * 2 + rough)
     assert len(frames_of(webp)) == 31
     assert len(webp) <= 300_000
+
+
+@pytest.mark.parametrize("frames", [31, 61])
+def test_noise_stays_below_300_kilobytes_too(frames):
+    webp = LinearPreviewer(HUNYUAN_VIDEO_COLOURS).picture(3 * latent(frames, 64, 96, 16))
+    assert len(frames_of(webp)) == frames
+    assert len(webp) <= 300_000
+
+
+def test_what_is_small_enough_is_encoded_once_at_full_quality(monkeypatch):
+    tried = []
+    encoded = preview._encoded
+    monkeypatch.setattr(
+        preview,
+        "_encoded",
+        lambda pictures, quality: tried.append(quality) or encoded(pictures, quality),
+    )
+    LinearPreviewer(HUNYUAN_VIDEO_COLOURS).picture(latent(3, 8, 12, 16))
+    assert tried == [preview.WEBP_QUALITY]
+    monkeypatch.setattr(preview, "MAX_BYTES", 0)
+    LinearPreviewer(HUNYUAN_VIDEO_COLOURS).picture(latent(3, 8, 12, 16))
+    assert tried[1:] == [preview.WEBP_QUALITY, *preview.LESSER_QUALITIES]
 
 
 def test_the_clean_estimate_is_exact_for_a_straight_flow_on_both_sides_of_a_step():

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_runs import Ran, keeper, picture_request, quick, ran
+from demo_runs import Ran, frames_of, keeper, picture_request, quick, ran
 
-from kandinsky5.errors import K1Error, Stopped, UserError
+from kandinsky5.errors import K1Error, NotFinite, Stopped, UserError
 from kandinsky5.events import StateSaved
+from kandinsky5.model.dit import DiffusionTransformer3D
 from kandinsky5.model.safetensors_file import SafetensorsFile
 from kandinsky5.output import run_state
 from kandinsky5.output.atomic import DiskFull
@@ -228,3 +229,35 @@ def test_flat_frames_get_a_notice_with_the_result(tmp_path, warm, monkeypatch, c
     (notice,) = [text for text in run.notices if "one colour" in text]
     assert notice in run.result.notices
     assert (tmp_path / "out.mp4").exists()
+
+
+def test_a_run_that_met_nan_is_kept_and_goes_on_in_another_way(tmp_path, warm, monkeypatch) -> None:
+    evaluate, seen = DiffusionTransformer3D.evaluate, []
+
+    def breaks(model, x, *arguments, **options):
+        velocities = evaluate(model, x, *arguments, **options)
+        seen.append(1)
+        return [v * float("nan") for v in velocities] if len(seen) == 2 else velocities
+
+    monkeypatch.setattr(DiffusionTransformer3D, "evaluate", breaks)
+    states = keeper(tmp_path / "states")
+    request = of_text(tmp_path)
+    run = ran(tmp_path / "nan", request, pipeline=warm, states=states, catch=NotFinite)
+    newest = states.newest()
+    assert newest is not None and load_run_state(newest).step == 1
+    assert f"step 1 is kept: resume {newest} --attention sdpa" in str(run.error)
+    out = tmp_path / "out.mp4"
+    result = warm.resume(newest, out=out, otherwise={"attention": "sdpa", "weights": "int8"})
+    assert (result.steps_run, result.frames) == (STEPS, len(frames_of(out)))
+    assert len(seen) == 2 + STEPS - 1
+    with pytest.raises(UserError, match="attention"):
+        warm.resume(newest, out=out, otherwise={"attention": "magic"})
+
+
+def test_what_a_run_is_otherwise_computed_in_replaces_what_it_had(saved) -> None:
+    state = load_run_state(saved)
+    facts = {"dtype": "fp32", "attention": {"engine": "sage"}, "settings": {"weights": "int8"}}
+    state = dataclasses.replace(state, facts=facts)
+    changed = state.computed_in({"attention": "sdpa", "weights": "bf16"})
+    assert (changed.request.attention, changed.request.weights) == ("sdpa", "bf16")
+    assert changed.facts == {"dtype": "fp32", "settings": {}}

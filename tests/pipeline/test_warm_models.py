@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from kandinsky5.events import PipelineEvent, StageStarted, StepDone
+from kandinsky5.model.dit import DiffusionTransformer3D
 from kandinsky5.model.safetensors_file import SafetensorsFile
+from kandinsky5.pipeline import accept
+from kandinsky5.pipeline import pipeline as pipeline_module
+from kandinsky5.pipeline.models import TEXT, TRANSFORMER
 from kandinsky5.pipeline.pipeline import Pipeline
 from kandinsky5.presets import DEMO_FOLDER
 from kandinsky5.request import GenerationRequest
@@ -127,3 +132,29 @@ def test_main_memory_counts_every_model_and_the_least_recently_used_goes_first(
     assert models.held("transformer") is None and models.held("VAE") is not None
     run(pipeline, tmp_path / "2.mp4")
     assert newly_read() == {"transformer", "text_encoder", "text_encoder_2"}
+
+
+@pytest.mark.parametrize(("home", "kept"), [("disk", False), ("ram", True)])
+def test_what_the_plan_keeps_nowhere_is_gone_before_the_next_stage(
+    tmp_path, monkeypatch, home, kept
+) -> None:
+    pipeline, seen = Pipeline(), []
+    plan_of, evaluate = accept.plan_of, DiffusionTransformer3D.evaluate
+    paint = pipeline_module.paint
+
+    def planned(*arguments, **options):
+        plan = plan_of(*arguments, **options)
+        return dataclasses.replace(plan, homes=dict.fromkeys(plan.homes, home))
+
+    def noting(role, work):
+        def noted(*arguments, **options):
+            seen.append((role, pipeline._models._models.held(role) is not None))
+            return work(*arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(accept, "plan_of", planned)
+    monkeypatch.setattr(DiffusionTransformer3D, "evaluate", noting(TEXT, evaluate))
+    monkeypatch.setattr(pipeline_module, "paint", noting(TRANSFORMER, paint))
+    run(pipeline, tmp_path / "1.mp4")
+    assert seen == [(TEXT, kept), (TRANSFORMER, kept)]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from kandinsky5.errors import UserError
 from kandinsky5.request import GenerationRequest
-from kandinsky5.worker.client import FileNames, JobSnapshot
+from kandinsky5.worker.client import FileNames, Folders, JobSnapshot, asked_for
 
 
 def write_video(path: Path, size_px: int = 64, frames: int = 25) -> None:
@@ -61,7 +61,7 @@ class FakeClient:
     """
 
     def __init__(self, out_dir: Path, *, steps: int = 5, held: bool = False) -> None:
-        self.out_dir = out_dir
+        self.folders = Folders(out_dir)
         self.steps = steps
         self._allowed: float = 0 if held else math.inf
         self.asked: list[FileNames] = []
@@ -72,6 +72,7 @@ class FakeClient:
         self._modes: dict[str, str] = {}
         self._change = threading.Condition(threading.RLock())
         self._numbers = itertools.count(1)
+        self._paused = False
         self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -102,6 +103,7 @@ class FakeClient:
     def clear(self) -> None:
         """Stop everything and forget it."""
         self.release()
+        self.set_paused(False)
         for job in self.queue():
             self.stop(job.id)
         self.wait(lambda: not self.queue())
@@ -117,13 +119,20 @@ class FakeClient:
                 "the fake client's jobs did not get there"
             )
 
+    def use_folders(self, folders: Folders) -> None:
+        self.folders = folders
+
     def submit(self, request: GenerationRequest, *, token: str | None = None) -> str:
         with self._change:
             if token and token in self._tokens:
                 return self._tokens[token]
             job_id = f"job{next(self._numbers)}"
             self._jobs[job_id] = JobSnapshot(
-                job_id, "queued", request.to_dict(), created_at=time.time()
+                job_id,
+                "queued",
+                request.to_dict(),
+                created_at=time.time(),
+                seed_drawn=request.seed is None,
             )
             if token:
                 self._tokens[token] = job_id
@@ -138,6 +147,42 @@ class FakeClient:
             )
             self._change.notify_all()
             return job_id
+
+    def replace(self, job_id: str, request: GenerationRequest) -> bool:
+        with self._change:
+            waits = self.status(job_id).can_be_edited
+            if waits:
+                self._set(job_id, request=request.to_dict(), seed_drawn=request.seed is None)
+            return waits
+
+    def duplicate(self, job_id: str, *, token: str | None = None) -> str:
+        return self.submit(asked_for(self.status(job_id)), token=token)
+
+    def move(self, job_id: str, places: int) -> bool:
+        with self._change:
+            waiting = [job.id for job in self.queue() if job.state == "queued"]
+            if job_id not in waiting:
+                return False
+            index = waiting.index(job_id)
+            waiting.insert(max(index + places, 0), waiting.pop(index))
+            self._jobs |= {name: self._jobs.pop(name) for name in waiting}
+            return True
+
+    def set_paused(self, paused: bool) -> None:
+        with self._change:
+            self._paused = paused
+            self._change.notify_all()
+
+    def is_paused(self) -> bool:
+        return self._paused
+
+    def delete(self, job_id: str) -> list[str]:
+        with self._change:
+            if self.status(job_id).place != -1:
+                raise UserError("job", job_id, "stop it first")
+            if output := self._jobs.pop(job_id).output:
+                Path(output).unlink(missing_ok=True)
+            return []
 
     def describe(self, names: FileNames) -> dict[str, Any] | None:
         self.asked.append(names)
@@ -165,7 +210,7 @@ class FakeClient:
         return path if step in self.status(job_id).previews and path.is_file() else None
 
     def _preview_file(self, job_id: str, step: int) -> Path:
-        return self.out_dir.with_name("previews") / job_id / f"{step}.webp"
+        return self.folders.out_dir.with_name("previews") / job_id / f"{step}.webp"
 
     def stop(self, job_id: str, mode: str = "discard") -> None:
         with self._change:
@@ -198,6 +243,9 @@ class FakeClient:
             over.sort(key=lambda job: job.finished_at or 0, reverse=True)
             return tuple(over[offset : offset + limit])
 
+    def history_length(self) -> int:
+        return len(self.history(limit=10**6))
+
     def worker_pid(self) -> int | None:
         return None
 
@@ -208,7 +256,7 @@ class FakeClient:
 
     def _next(self) -> str | None:
         with self._change:
-            self._change.wait_for(lambda: self._closed or self.queue())
+            self._change.wait_for(lambda: self._closed or (self.queue() and not self._paused))
             return None if self._closed else self.queue()[0].id
 
     def _work(self) -> None:
@@ -271,7 +319,7 @@ class FakeClient:
                 job_id, state="failed", message="out of memory <b>now</b>", finished_at=time.time()
             )
             return
-        path = self.out_dir / f"{job_id}.mp4"
+        path = self.folders.out_dir / f"{job_id}.mp4"
         write_video(path)
         made = {
             "output": str(path),

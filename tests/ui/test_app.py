@@ -155,8 +155,11 @@ def test_programs_reach_the_promised_names(quiet_studio):
 
 def test_the_queue_of_gradio_does_not_keep_a_core_awake(fake_client, tmp_path):
     from kandinsky5.ui.app import QUEUE_SLEEP_S, build
+    from kandinsky5.ui.settings import StudioSettings
+    from kandinsky5.ui.user_presets import UserPresets
 
-    page = build(fake_client.FakeClient(tmp_path), StudioOptions(state_dir=tmp_path))
+    settings = StudioSettings(StudioOptions(state_dir=tmp_path))
+    page = build(fake_client.FakeClient(tmp_path), settings, UserPresets(tmp_path))
     assert page._queue.sleep_when_free == QUEUE_SLEEP_S >= 0.01
 
 
@@ -164,4 +167,5 @@ def test_only_the_promised_names_are_public(studio):
     with httpx.Client(base_url=studio.url, timeout=300) as visitor:
         named = visitor.get("/gradio_api/info").json()["named_endpoints"]
     promised = {"/submit", "/expand", "/status", "/stop", "/resume", "/discard", "/queue"}
+    promised |= {"/pause", "/move", "/replace", "/duplicate", "/delete", "/history"}
     assert set(named) == promised

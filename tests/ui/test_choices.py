@@ -21,12 +21,15 @@ def test_every_mode_has_presets_and_only_its_own(mode):
 
 
 def test_weights_count_as_here_as_a_file_or_as_a_diffusers_folder(tmp_path):
-    is_here = choices.weights_in([tmp_path])
+    is_here = choices.weights_in(lambda: (tmp_path,))
     lite, pro = PRESETS["lite-t2v-5s-sft"], PRESETS["pro-t2v-5s-sd"]
     assert not is_here(lite)
     (tmp_path / lite.weights_file).touch()
-    (tmp_path / "Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers").mkdir()
+    folder = tmp_path / "Kandinsky-5.0-T2V-Pro-sft-5s-Diffusers" / "transformer"
+    folder.mkdir(parents=True)
     assert is_here(lite)
+    assert not is_here(pro), "a folder without weights"
+    (folder / "diffusion_pytorch_model.safetensors").touch()
     assert is_here(pro)
     assert not is_here(PRESETS["image-t2i"])
 

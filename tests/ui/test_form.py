@@ -10,7 +10,15 @@ from kandinsky5.errors import UserError
 from kandinsky5.presets import PRESETS
 from kandinsky5.request import GenerationRequest, LoraChoice, settle
 from kandinsky5.ui import choices, form
-from kandinsky5.ui.fields import BY_NAME, FIELDS, LORA_FIELDS, LORA_ROWS, is_shown, placeholder_of
+from kandinsky5.ui.fields import (
+    BY_NAME,
+    FIELDS,
+    LORA_FIELDS,
+    LORA_ROWS,
+    UNASKED,
+    is_shown,
+    placeholder_of,
+)
 
 
 def filled(**changes: Any) -> dict[str, Any]:
@@ -22,7 +30,7 @@ def filled(**changes: Any) -> dict[str, Any]:
 
 def test_every_field_of_the_table_is_the_requests_or_steers_others():
     known = {field.name for field in dataclasses.fields(GenerationRequest)}
-    assert {field.request_field for field in FIELDS} - known == {"mode", "size"}
+    assert {field.request_field for field in FIELDS} - known == set(UNASKED)
     unasked = {"init_latents", "save_latents", "out", "device"}
     assert known - {field.request_field for field in FIELDS} == unasked
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from kandinsky5.request import GenerationRequest
 from kandinsky5.ui import choices, form
 from kandinsky5.ui.fields import BY_NAME, LORA_ROWS
 from kandinsky5.ui.form_handlers import OUTLOOK_FIELDS, FormHandlers
 from kandinsky5.ui.planning import Planner
+from kandinsky5.ui.settings import Settings
 
 
 @pytest.fixture
@@ -60,7 +62,23 @@ def test_a_kept_form_fills_every_control_but_the_picture(form_handlers):
     assert (updates["prompt"]["value"], updates["steps"]["value"]) == ("it moves", 9)
     assert updates["image"] == gr.update(visible=True)
     assert updates["preset"]["choices"] == form_handlers.presets("i2v")
-    assert all(map(skipped, form_handlers.restored("")))
+
+
+def test_a_new_form_takes_live_preview_and_crf_from_the_settings(client):
+    settings = Settings(crf=30, preview=False)
+    of_form = FormHandlers(client, lambda preset: False, settings=lambda: settings)
+    updates = dict(zip(BY_NAME, of_form.restored(""), strict=True))
+    assert updates["preview"] == gr.update(value=False)
+    assert updates["crf"] == gr.update(placeholder="30")
+    assert all(
+        skipped(change) for name, change in updates.items() if name not in ("preview", "crf")
+    )
+    # of a result made with another CRF the number is shown, of one made with this one it is not
+    made = GenerationRequest(prompt="x", crf=16)
+    filled = dict(zip(BY_NAME, of_form.filled_with(made, None), strict=True))
+    assert (filled["crf"]["value"], filled["crf"]["placeholder"]) == ("16", "30")
+    made = GenerationRequest(prompt="x", crf=30)
+    assert dict(zip(BY_NAME, of_form.filled_with(made, None), strict=True))["crf"]["value"] == ""
 
 
 def test_choosing_a_mode_loads_its_first_preset_and_shows_the_image(form_handlers):
@@ -188,3 +206,53 @@ def test_a_preset_whose_files_are_not_here_says_which_and_how_to_get_them(form_h
     said = outlook(form_handlers, preset="lite-t2v-5s-sft")["preset"]
     assert "Of it VAE, CLIP are not here yet" in said
     assert outlook(form_handlers)["preset"] == ""
+
+
+def test_the_last_jobs_seed_is_used_again_also_while_it_runs(form_handlers, client):
+    assert skipped(form_handlers.last_seed())
+    first = client.submit(GenerationRequest(prompt="a", seed=7))
+    assert form_handlers.last_seed() == "7"
+    client.release()
+    client.wait(lambda: client.status(first).state == "done")
+    assert form_handlers.last_seed() == "7"
+    client.hold()
+    drawn = client.submit(GenerationRequest(prompt="b"))
+    client.release()
+    client.wait(lambda: client.status(drawn).state == "done")
+    assert form_handlers.last_seed() == "1234567"
+
+
+def test_a_chosen_a_typed_and_a_scaled_size_keep_buttons_numbers_and_slider_together(form_handlers):
+    rest = ("auto", None, None)
+    sd = "lite-t2v-5s-sft"
+    assert form_handlers.size_chosen("512 × 512", sd, 768, 512, *rest) == (512, 512, 82)
+    assert form_handlers.size_chosen(choices.CUSTOM_SIZE, sd, 768, 512, *rest) == (768, 512, 100)
+    assert form_handlers.side_typed(sd, 512, 768, *rest) == ("512 × 768", 100)
+    assert form_handlers.side_typed(sd, 500, 768, *rest)[0] == choices.CUSTOM_SIZE
+    kept, *made = form_handlers.scaled(50, None, sd, 768, 512, *rest)
+    assert made == [384, 256, choices.CUSTOM_SIZE]
+    assert form_handlers.scaled(100, kept, sd, 384, 256, *rest)[1:] == (768, 512, "768 × 512")
+    assert form_handlers.swapped(sd, 768, 512, *rest) == (512, 768, "512 × 768")
+
+
+def test_what_is_snapped_is_said_and_the_crop_follows_the_size(form_handlers, tmp_path):
+    picture = str(tmp_path / "wide.png")
+    Image.new("RGB", (320, 160), "red").save(picture)
+    assert form_handlers.sized("lite-t2v-5s-sft", 768, 512, "auto", picture, None) == ("", "")
+    line, crop = form_handlers.sized("lite-i2v-5s", 641, 512, "auto", picture, None)
+    assert "Width 641 set to 640: sides are multiples of 16" in line
+    assert "640 × 512 of 320 × 160" in crop
+    line, crop = form_handlers.sized("lite-i2v-5s", None, None, "auto", picture, None)
+    assert "880 × 448, as the image asks for" in line and "880 × 448" in crop
+    line, crop = form_handlers.sized("lite-i2v-5s", None, None, "auto", None, None)
+    assert "follows from the image" in line and crop == ""
+    line, crop = form_handlers.sized("lite-i2v-5s", 30, 512, "auto", picture, None)
+    assert "Width: got “30”" in line and crop == ""
+
+
+def test_a_filled_form_sets_the_slider_too(form_handlers):
+    updates = form_handlers.preset_chosen("image-t2i", "auto", "none", True)
+    assert dict(zip(BY_NAME, updates, strict=True))["scale"]["value"] == 100
+    kept = {"preset": "lite-t2v-5s-sft", "width": 384, "height": 256}
+    updates = form_handlers.restored(json.dumps({"version": 1, "values": kept}))
+    assert dict(zip(BY_NAME, updates, strict=True))["scale"]["value"] == 50

@@ -21,7 +21,7 @@ def client(fake_client, tmp_path):
 
 @pytest.fixture
 def handlers(client, tmp_path):
-    return Handlers(client, tmp_path / "outputs")
+    return Handlers(client)
 
 
 def values(**changes: Any) -> list[Any]:

@@ -33,7 +33,7 @@ def client(fake_client, tmp_path):
 
 @pytest.fixture
 def handlers(client, tmp_path):
-    return Handlers(client, tmp_path / "outputs")
+    return Handlers(client)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def pressed(act: str, job_id: str) -> SimpleNamespace:
 
 def browser_of(client, tmp_path) -> TestClient:
     app = FastAPI()
-    app.include_router(result_routes(client, tmp_path / "outputs"))
+    app.include_router(result_routes(client))
     with_door(app, StudioOptions())
     return TestClient(app, base_url="http://127.0.0.1:7860")
 

@@ -93,7 +93,7 @@ def results(fake_client, tmp_path):
     client = fake_client.FakeClient(tmp_path / "outputs")
     (tmp_path / "outputs").mkdir()
     app = FastAPI()
-    app.include_router(result_routes(client, tmp_path / "outputs"))
+    app.include_router(result_routes(client))
 
     def finished(output: str | None) -> str:
         job = fake_client.JobSnapshot("j1", "done", {"prompt": "x"}, output=output)

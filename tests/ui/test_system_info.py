@@ -7,8 +7,8 @@ from typing import Any
 
 from kandinsky5.ui import system_info
 from kandinsky5.ui.machine_notice import doctor_command
-from kandinsky5.ui.options import StudioOptions
 from kandinsky5.ui.system_info import LOG_LINES, SystemInfo, log_end
+from kandinsky5.worker.client import Folders
 
 CHECK = {"name": "gpu", "status": "missing", "found": "<no card>", "advice": "take another"}
 
@@ -53,9 +53,6 @@ def test_of_a_long_log_the_end_is_read(tmp_path):
 
 
 def test_the_doctor_is_asked_about_the_studios_own_folders(tmp_path):
-    options = StudioOptions(
-        out_dir=tmp_path / "o", state_dir=tmp_path / "s", models_dirs=(tmp_path,)
-    )
-    command = doctor_command(options)
+    command = doctor_command(Folders(tmp_path / "o", (tmp_path,)), tmp_path / "s")
     for flag, folder in (("--outdir", "o"), ("--state-dir", "s"), ("--models-dir", "")):
         assert command[command.index(flag) + 1] == str(tmp_path / folder)

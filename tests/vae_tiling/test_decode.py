@@ -50,7 +50,7 @@ class Addresses:
         self.calls.append("narrow")
         return latents + 100
 
-    def calibrate(self, samples: Samples) -> None:
+    def calibrate(self, samples: Samples, places: Places) -> None:
         self.calls.append("calibrate")
         self.samples = samples
 
@@ -71,11 +71,12 @@ class Tile:
 
 
 @st.composite
-def small_plans(draw: st.DrawFn) -> TilePlan:
+def small_plans(draw: st.DrawFn, least_overlap: int = 8) -> TilePlan:
+    """``least_overlap`` in pixels, 8 or 32."""
     sides = st.integers(1, 8).map(lambda n: 16 * n)
     frames = draw(st.integers(0, 3).map(lambda n: 4 * n + 1))
-    tile = draw(st.integers(2, 8).map(lambda n: 16 * n))
-    overlap = draw(st.integers(1, tile // 16).map(lambda n: 8 * n))
+    tile = draw(st.integers(max(2, least_overlap // 8), 8).map(lambda n: 16 * n))
+    overlap = draw(st.integers(least_overlap // 8, tile // 16).map(lambda n: 8 * n))
     return plan_tiles(
         frames, draw(sides), draw(sides), tile_height=tile, tile_width=tile, overlap=overlap
     )
@@ -108,15 +109,16 @@ def test_tiles_decoded_at_once_give_every_pixel_its_own_value(plan: TilePlan) ->
 
 
 @settings(deadline=None, max_examples=25)
-@given(small_plans())
+@given(small_plans(least_overlap=32))
 def test_encoded_tiles_give_every_cell_its_own_value(plan: TilePlan) -> None:
+    """From 32 px on, where the cell at a tile's edge is left to its neighbour."""
     video = grown(addresses(plan), is_start=True)
 
     def encode_tile(pixels: torch.Tensor) -> torch.Tensor:
-        return pixels[:, :, ::4, ::8, ::8]
+        return spoiled_at_edges(pixels[:, :, ::4, ::8, ::8])
 
-    moments = tiled_encode(encode_tile, video, plan)
-    torch.testing.assert_close(moments, addresses(plan), rtol=0, atol=2e-5)
+    moments = tiled_encode(encode_tile, video, plan)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(moments, addresses(plan)[..., 1:-1, 1:-1], rtol=0, atol=2e-5)
 
 
 def test_frames_of_one_tile_leave_before_the_next_piece_is_begun() -> None:
