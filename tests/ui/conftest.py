@@ -53,6 +53,15 @@ def fake_client() -> ModuleType:
     return _load_fake_client()
 
 
+@pytest.fixture
+def client(fake_client: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """Stands for the worker's; its jobs wait until they are told to go on."""
+    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
+    made.start()
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., Studio]]:
     """Start a studio over a client (``serve(client, options)``); all are ended with the module."""

@@ -33,14 +33,6 @@ def told(label: str = LABEL, **changes: Any) -> tuple[str, Any]:
 
 
 @pytest.fixture
-def client(fake_client, tmp_path):
-    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def pictures(tmp_path) -> list[str]:
     paths = [str(tmp_path / f"{name}.png") for name in ("first", "second", "third")]
     for path in paths:

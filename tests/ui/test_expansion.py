@@ -15,14 +15,6 @@ NAMES = ("running", "box", "line", "button", "timer", "written_for")
 
 
 @pytest.fixture
-def client(fake_client, tmp_path):
-    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def expand(client):
     return Expansion(client)
 

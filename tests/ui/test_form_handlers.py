@@ -18,14 +18,6 @@ from kandinsky5.ui.settings import Settings
 
 
 @pytest.fixture
-def client(fake_client, tmp_path):
-    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def form_handlers(client):
     return FormHandlers(client, lambda preset: False, Planner())
 

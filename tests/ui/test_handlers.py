@@ -12,14 +12,6 @@ from kandinsky5.ui.handlers import Handlers
 
 
 @pytest.fixture
-def client(fake_client, tmp_path):
-    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def handlers(client, tmp_path):
     return Handlers(client)
 

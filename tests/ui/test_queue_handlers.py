@@ -19,14 +19,6 @@ OF_LOOK = ("pause", "stop", "notice", "running", "waiting", "history", "offset",
 
 
 @pytest.fixture
-def client(fake_client, tmp_path):
-    made = fake_client.FakeClient(tmp_path / "outputs", held=True)
-    made.start()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def handlers(client):
     return QueueHandlers(client, lambda request, expanded: [request, expanded])
 
