@@ -1,4 +1,4 @@
-"""What a visual block weighs, and what a guided step moves: counted on the meta device (A1, A2, A4)."""
+"""What a visual block weighs, and what a guided step moves: counted on the meta device (A1, A2, A4, A11)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from kandinsky5.bench.blocks import FORMATS, MODULATION, empty_blocks, shape_of
 from kandinsky5.circumstances import circumstances
 from kandinsky5.errors import UserError
+from kandinsky5.magcache import SkipRule, ratios_of, skips_of
 from kandinsky5.memory.layout import BlockLayout, spread
 from kandinsky5.memory.simulate import Schedule, simulate
 
@@ -26,6 +27,8 @@ ROUNDING_MB = 0.6
 TARGET_STEP_GB = 16.2
 """A guided step of Pro in int8, both evaluations."""
 BRANCHES = 2
+CACHED_PRESET, CACHED_STEPS, SKIPPED = "pro-t2v-5s-sd", 50, 52
+"""Evaluations that MagCache skips of a guided schedule's hundred."""
 
 
 def stream_bytes(*, slots: int = 2, resident: int = 0, steps: int = 3) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def stream_bytes(*, slots: int = 2, resident: int = 0, steps: int = 3) -> dict[s
         steps: of the schedule; the first one also brings the second one's first blocks, the last one none.
 
     Returns:
-        JSON-ready: ``blocks`` and ``steps`` (a row for each model and format), ``reached``
-        {A1, A2, A4}, and the circumstances.
+        JSON-ready: ``blocks`` and ``steps`` (a row for each model and format), ``cached`` (a whole schedule
+        with MagCache), ``reached`` {A1, A2, A4, A11}, and the circumstances.
 
     Raises:
         UserError: a number that cannot be used.
@@ -53,14 +56,18 @@ def stream_bytes(*, slots: int = 2, resident: int = 0, steps: int = 3) -> dict[s
         for weights in FORMATS
     ]
     pro = next(row for row in moved if (row["model"], row["weights"]) == ("pro", "int8"))
+    cached = cached_row("pro", "int8", slots=slots, resident=resident)
     return {
         "benchmark": "stream-bytes",
         "blocks": blocks,
         "steps": moved,
+        "cached": cached,
         "reached": {
             "A1": all(row["as_expected"] for row in blocks),
             "A2": pro["h2d_bytes"] <= TARGET_STEP_GB * 1e9 and pro["d2h_bytes"] == 0,
             "A4": all(row["modulation_bytes"] == 0 for row in moved),
+            "A11": cached["skipped"] == SKIPPED
+            and cached["h2d_bytes"] == cached["steps_computed"] * pro["h2d_bytes"],
         },
         **circumstances(),
     }
@@ -118,4 +125,25 @@ def step_row(model: str, weights: str, *, slots: int, resident: int, steps: int)
         "d2h_bytes": total.d2h_bytes,
         "schedule_h2d_bytes": total.h2d_bytes,
         "modulation_bytes": sum(e.nbytes for e in names if e.name.startswith(MODULATION)),
+    }
+
+
+def cached_row(model: str, weights: str, *, slots: int, resident: int) -> dict[str, Any]:
+    """A whole guided schedule with MagCache: a step in which nothing is evaluated calls no block.
+
+    The streamer is told how many passes there are, as the sampler tells it, and moves nothing for others.
+    """
+    ratios = ratios_of(CACHED_PRESET)
+    assert ratios is not None
+    plan = skips_of(ratios, [BRANCHES] * CACHED_STEPS, SkipRule())
+    computed = sum(not all(skips) for skips in plan)
+    row = step_row(model, weights, slots=slots, resident=resident, steps=computed)
+    return {
+        "preset": CACHED_PRESET,
+        "steps": CACHED_STEPS,
+        "evaluations": BRANCHES * CACHED_STEPS,
+        "skipped": sum(map(sum, plan)),
+        "steps_computed": computed,
+        "h2d_bytes": row["schedule_h2d_bytes"],
+        "d2h_bytes": row["d2h_bytes"],
     }
