@@ -21,6 +21,7 @@ WORK_PARTS = {
     "latent",
     "latents",
     "narrow features",
+    "samples",
     "staging",
     "texts of all steps",
     "unpacked matrix",
