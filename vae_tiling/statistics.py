@@ -8,7 +8,13 @@ from itertools import cycle
 
 import torch
 
-from vae_tiling.samples import FRAMES_BEFORE, chosen_moving, chosen_stills, sample_sizes
+from vae_tiling.samples import (
+    FRAMES_BEFORE,
+    FRAMES_KEPT,
+    chosen_moving,
+    chosen_stills,
+    sample_sizes,
+)
 from vae_tiling.tiles import TilePlan
 
 AT_ONCE = 2**24
@@ -57,12 +63,14 @@ class Samples:
         moving: pieces of frames behind those before, n ≥ 2.
         window: cells (height, width) that are worked on together, the rest waiting in main memory; None
             where all stays on the device.
+        frames_kept: of a moving sample at later levels, itself included.
     """
 
     run: torch.Tensor | None = None
     stills: Sequence[Sampled] = ()
     moving: Sequence[Sampled] = ()
     window: tuple[int, int] | None = None
+    frames_kept: int = FRAMES_KEPT
 
 
 def taken(features: torch.Tensor, plan: TilePlan) -> Samples:

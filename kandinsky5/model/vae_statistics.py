@@ -25,8 +25,6 @@ Move = Callable[[torch.Tensor], torch.Tensor]
 SEEN_BEYOND = 2
 """Pixels of its input that a step sees beyond a part: of two convolutions, or of growth and two behind it."""
 
-FRAMES_KEPT = 3
-"""Of a moving sample at later levels: what it has grown to, and one or two from before (±0.1 dB)."""
 LEAST_SHARE = 1 / 4
 """Of the stills' variance is kept, whatever moving ones say: a piece may be near flat and tell nothing."""
 
@@ -53,6 +51,8 @@ class Samples(Protocol):
     def moving(self) -> Sequence[Sampled]: ...
     @property
     def window(self) -> tuple[int, int] | None: ...
+    @property
+    def frames_kept(self) -> int: ...
 
 
 class Places(Protocol):
@@ -82,6 +82,7 @@ class Calibration:
             (sample, take(sample.features[:, -1:]), take(sample.features, moving=True))
             for sample in samples.moving
         ]
+        self._frames_kept = samples.frames_kept
         self._entered = False
         self._times = 1
         """Frames to which a latent frame has grown, but the first."""
@@ -93,7 +94,7 @@ class Calibration:
         """
         if self._entered:
             for _, _, moving in self._moving:
-                moving.keep(max(FRAMES_KEPT, self._times + 1))
+                moving.keep(max(self._frames_kept, self._times + 1))
         self._entered = True
         if growth is not None and growth.doubles:
             self._times *= 2
