@@ -48,6 +48,8 @@ from kandinsky5.request import GenerationRequest, GenerationResult, latent_shape
 Result = TypeVar("Result")
 
 CPU = torch.device("cpu")
+CHANGED_BY_LESS = ("expand", "encode image", "decode")
+"""Stages of which a smaller plan gives other numbers: other tiles, a text encoder that writes otherwise."""
 
 
 class Pipeline:
@@ -255,12 +257,22 @@ class Pipeline:
         *,
         progress: Callable[[], int] = lambda: 0,
     ) -> Result:
-        """As :meth:`Job.with_less`; what waits from before makes room for each try."""
+        """As :meth:`Job.with_less`; what waits from before makes room for each try.
+
+        Where a smaller plan would change the result, the same is first tried again with nothing else kept.
+        """
 
         def tried() -> Result:
             self._models.make_room(job)
             return work()
 
+        if stage in CHANGED_BY_LESS:
+            try:
+                return tried()
+            except OutOfMemory as error:
+                forget_frames(error)
+                job.notice(f"{error}: once more, with nothing else kept")
+            self._models.release()
         return job.with_less(stage, tried, progress=progress)
 
     def _begun(self, job: PaintingJob, guidance: Guidance) -> Run:
@@ -310,22 +322,13 @@ class Pipeline:
             )
 
     def _paint(self, job: Job, latents: torch.Tensor) -> Painted:
-        """Decode and write; from a card that is too small at last on the CPU.
-
-        Smaller tiles change the picture a little. So first the same is tried again, with nothing else kept.
-        """
+        """Decode and write; from a card that is too small at last on the CPU."""
 
         def on(device: torch.device, dtype: torch.dtype) -> Painted:
             self._models.done_with(job, TEXT, TRANSFORMER)
             with ready(job, self._models.vae(job, device, dtype)) as vae:
                 return paint(job, vae, latents, device, metadata_of)
 
-        try:
-            return on(job.device, job.dtype)
-        except OutOfMemory as error:
-            forget_frames(error)
-            job.notice(f"{error}: once more, with nothing else kept")
-        self._models.release()
         try:
             return self._with_less(job, "decode", lambda: on(job.device, job.dtype))
         except OutOfMemory as error:

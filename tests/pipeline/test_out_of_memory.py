@@ -73,7 +73,6 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 POINTS = [
     (TextEncoders, "encode", "encode text", "encode text"),
-    (pipeline_module, "encode_image", "encode image", "encode image"),
     (DiffusionTransformer3D, "prepare", "denoise", "prepare"),
     (TransformerTenant, "_streamer", "denoise", "loading the transformer"),
     (DiffusionTransformer3D, "evaluate", "denoise", "denoise, step 1 of 4"),
@@ -119,6 +118,15 @@ def test_a_video_half_written_is_written_again_from_its_first_frame(
     assert f"decode, piece {refused[0]} of 2" in said[0] and "nothing else kept" in said[0]
     assert all("going on with less" in text for text in said[1:])
     assert len(said) == len(refused)
+
+
+@pytest.mark.parametrize(("refused", "lowered_for"), [([1], []), ([1, 2], ["encode image"])])
+def test_a_picture_is_encoded_as_it_was_before_it_is_in_smaller_tiles(
+    tmp_path, whole, warm, refuse, stages, refused, lowered_for
+) -> None:
+    refuse(pipeline_module, "encode_image", *refused)
+    run = ran(tmp_path, picture_request(tmp_path), pipeline=warm)
+    assert (stages, run.is_like(whole)) == (lowered_for, True)
 
 
 def test_before_tiles_become_smaller_no_other_model_is_kept(
